@@ -1,0 +1,55 @@
+"""Process-group helpers that do nothing without a process group.
+
+Whether a group exists is asked at every call: Lightning builds modules before it starts the group.
+"""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Return whether a process group is running."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Return the number of processes in the group, 1 without a group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Return this process's rank, 0 without a group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all processes.
+
+    Args:
+        tensor: The local addend; every rank passes the same shape and type. It is left unchanged.
+
+    Returns:
+        The sum, equal on all ranks; the tensor itself without a group.
+    """
+    if not is_distributed():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """Copy a tensor from one rank to all.
+
+    Args:
+        tensor: The value on the source rank; elsewhere a tensor of the same shape and type. It is left unchanged.
+        source: The rank whose value counts.
+
+    Returns:
+        The source's tensor on every rank; the tensor itself without a group.
+    """
+    if not is_distributed():
+        return tensor
+    copy = tensor.clone()
+    dist.broadcast(copy, source)
+    return copy

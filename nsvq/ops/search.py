@@ -1,0 +1,33 @@
+"""Nearest-code search."""
+
+import torch
+from torch import Tensor
+
+from nsvq.ops.blocks import row_blocks
+from nsvq.ops.precision import common_dtype
+
+
+@torch.no_grad()
+def nearest_codes(latents: Tensor, codes: Tensor, block_size: int | None = None) -> Tensor:
+    """Find for each latent the code at the smallest squared Euclidean distance.
+
+    Both sides are shifted by the codes' mean first: distances don't change, and a codebook far from the origin loses
+    no digits. Equal distances go to the lowest index.
+
+    Args:
+        latents: Latents, shape (N, d).
+        codes: Code vectors, shape (K, d).
+        block_size: Rows per block, see `row_blocks`; the working memory is block_size × K elements.
+
+    Returns:
+        Code indices, int64, shape (N,).
+    """
+    dtype = common_dtype(latents, codes)
+    center = codes.to(dtype).mean(dim=0)
+    codes = codes.to(dtype) - center
+    half_norms = codes.square().sum(dim=1) / 2
+    indices = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
+    for block in row_blocks(len(latents), len(codes), dtype, block_size):
+        scores = torch.addmm(half_norms, latents[block].to(dtype) - center, codes.T, alpha=-1)
+        torch.argmin(scores, dim=1, out=indices[block])
+    return indices
