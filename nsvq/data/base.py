@@ -1,0 +1,150 @@
+"""What every data module shares: loaders, their checks, and the fingerprint of each split."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from nsvq import distributed
+
+
+class ImageDataset(Dataset[Tensor]):
+    """A dataset of float32 images (3, H, W) in [-1, 1] that can name what it is made of.
+
+    Attributes:
+        names: The split's members in order; one per item wherever items have names of their own.
+    """
+
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three datasets of a data module; predictions are made on `test`."""
+
+    train: ImageDataset
+    val: ImageDataset
+    test: ImageDataset
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Loaders of bare image batches, float32 (B, 3, H, W) in [-1, 1].
+
+    Training shuffles and drops the last incomplete batch; evaluation keeps the order and every image. The training
+    order is a function of (seed, epoch) alone and is divided among the processes here, so that Lightning leaves the
+    sampler as it is. Loaders own a generator: building an iterator takes nothing from the global random state.
+
+    To add a data module, implement `make_splits`.
+
+    Args:
+        batch_size: Images per batch and process.
+        num_workers: Loader processes; 0 loads in the training process.
+        seed: Seed of the training order, and of the split where it is random.
+
+    Attributes:
+        split_sha256: SHA-256 of each split's newline-joined names, by split name; filled by `setup`.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        require_at_least("batch_size", batch_size, 1)
+        require_at_least("num_workers", num_workers, 0)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.split_sha256: dict[str, str] = {}
+        self._splits: Splits | None = None
+
+    @abstractmethod
+    def make_splits(self) -> Splits:
+        """Build the three datasets; called once."""
+
+    @property
+    def splits(self) -> Splits:
+        """The datasets; `setup` must have run."""
+        if self._splits is None:
+            raise RuntimeError(f"call {type(self).__name__}.setup() before asking for its data")
+        return self._splits
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the datasets unless they exist, and check that they can serve the stage.
+
+        Args:
+            stage: Lightning's stage; None means all of them.
+        """
+        if self._splits is None:
+            splits = self.make_splits()
+            for name in ("val", "test"):
+                if len(getattr(splits, name)) == 0:
+                    raise ValueError(f"the {name} split of {type(self).__name__} is empty")
+            self.split_sha256 = {name: names_sha256(part.names) for name, part in vars(splits).items()}
+            self._splits = splits
+        if stage in ("fit", None):
+            self._require_full_batch(len(self.splits.train))
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Shuffled full batches of this process's share of the training images."""
+        train = self.splits.train
+        sampler: DistributedSampler[Tensor] = DistributedSampler(
+            train, distributed.world_size(), distributed.rank(), shuffle=True, seed=self.seed, drop_last=True
+        )
+        return self._loader(train, sampler)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Validation images in order."""
+        return self._loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader[Tensor]:
+        """Test images in order."""
+        return self._loader(self.splits.test)
+
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        """The test images again."""
+        return self.test_dataloader()
+
+    def _loader(self, dataset: ImageDataset, sampler: DistributedSampler[Tensor] | None = None) -> DataLoader[Tensor]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=sampler is not None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _require_full_batch(self, images: int) -> None:
+        processes = distributed.world_size()
+        if images // processes < self.batch_size:
+            share = "" if processes == 1 else f" for {processes} processes"
+            raise ValueError(
+                f"the training split holds {images} images{share}, less than one full batch of {self.batch_size}; "
+                "lower batch_size or give more images"
+            )
+
+
+def names_sha256(names: Sequence[str]) -> str:
+    """Return the SHA-256 of the newline-joined names, in hexadecimal."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError naming the argument and its choices if it is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value}")
+
+
+def require_at_least(name: str, value: int, minimum: int) -> None:
+    """Raise a ValueError naming the argument if it is below its minimum."""
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -1,0 +1,166 @@
+import hashlib
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+
+from nsvq import distributed
+from nsvq.data.base import ImageDataModule, Splits
+from nsvq.data.tensor_images import TensorImages
+
+
+class Numbered(ImageDataModule):
+    """Image i holds the grey level i everywhere."""
+
+    def __init__(self, train: int = 20, val: int = 5, test: int = 3, **options):
+        super().__init__(**{"batch_size": 4, **options})
+        self.counts = (train, val, test)
+        self.built = 0
+
+    def make_splits(self) -> Splits:
+        self.built += 1
+        return Splits(*(self._images(count) for count in self.counts))
+
+    def _images(self, count: int) -> TensorImages:
+        levels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+        return TensorImages(levels, [f"{index}.png" for index in range(count)])
+
+
+class Recorder(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.epochs: dict[int, list[int]] = {}
+
+    def training_step(self, batch):
+        self.epochs.setdefault(self.current_epoch, []).extend(levels(batch))
+        return self.weight * batch.mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def levels(batch: torch.Tensor) -> list[int]:
+    return ((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def ready(**options) -> Numbered:
+    data = Numbered(**options)
+    data.setup()
+    return data
+
+
+def test_training_is_shuffled_in_full_batches():
+    loader = ready(train=18).train_dataloader()
+    batches = [levels(batch) for batch in loader]
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4]
+    seen = [level for batch in batches for level in batch]
+    assert len(set(seen)) == 16
+    assert seen != sorted(seen)
+
+
+def test_evaluation_keeps_order_and_every_image():
+    data = ready()
+    assert [levels(batch) for batch in data.val_dataloader()] == [[0, 1, 2, 3], [4]]
+    assert [levels(batch) for batch in data.test_dataloader()] == [[0, 1, 2]]
+    assert [levels(batch) for batch in data.predict_dataloader()] == [[0, 1, 2]]
+
+
+def test_the_order_is_the_seeds_and_not_the_global_state():
+    def order(seed: int, torch_seed: int) -> list[int]:
+        torch.manual_seed(torch_seed)
+        return [level for batch in ready(seed=seed).train_dataloader() for level in levels(batch)]
+
+    assert order(0, 0) == order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loaders_take_nothing_from_the_global_random_state(num_workers):
+    data = ready(num_workers=num_workers)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        list(loader)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_workers_persist_only_where_there_are_some():
+    assert ready(num_workers=1).train_dataloader().persistent_workers
+    assert not ready().train_dataloader().persistent_workers
+
+
+def test_ranks_divide_the_training_images_without_repeats(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        loader = ready(train=21).train_dataloader()
+        shares.append([level for batch in loader for level in levels(batch)])
+    assert [len(share) for share in shares] == [8, 8]
+    assert len({*shares[0], *shares[1]}) == 16
+
+
+def test_lightning_gives_each_epoch_its_own_order_and_repeats_it_in_the_next_run():
+    def run(first_seed: int) -> dict[int, list[int]]:
+        seed_everything(first_seed)
+        module = Recorder()
+        trainer = Trainer(
+            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=Numbered())
+        return module.epochs
+
+    epochs = run(0)
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert run(1) == epochs
+
+
+def test_setup_builds_once():
+    data = Numbered()
+    for stage in ("fit", "validate", "test", "predict", None):
+        data.setup(stage)
+    assert data.built == 1
+
+
+def test_split_sha256_is_that_of_the_newline_joined_names():
+    data = Numbered()
+    assert data.split_sha256 == {}
+    data.setup("validate")
+    assert set(data.split_sha256) == {"train", "val", "test"}
+    assert data.split_sha256["test"] == hashlib.sha256(b"0.png\n1.png\n2.png").hexdigest()
+    assert data.split_sha256["train"] != data.split_sha256["val"]
+
+
+def test_less_than_one_full_batch_is_refused_for_training_only():
+    data = Numbered(train=3)
+    data.setup("validate")
+    with pytest.raises(ValueError, match="training split holds 3 images, less than one full batch of 4"):
+        data.setup("fit")
+
+
+def test_the_full_batch_is_each_processs_own(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 6)
+    with pytest.raises(ValueError, match="20 images for 6 processes"):
+        Numbered().setup("fit")
+
+
+@pytest.mark.parametrize(("split", "options"), [("val", {"val": 0}), ("test", {"test": 0})])
+def test_an_empty_evaluation_split_is_refused(split, options):
+    with pytest.raises(ValueError, match=f"the {split} split of Numbered is empty"):
+        Numbered(**options).setup("fit")
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Numbered(batch_size=0)
+    with pytest.raises(ValueError, match="num_workers must be at least 0, got -1"):
+        Numbered(num_workers=-1)
+
+
+def test_data_before_setup_is_refused():
+    with pytest.raises(RuntimeError, match=r"call Numbered.setup\(\)"):
+        Numbered().val_dataloader()

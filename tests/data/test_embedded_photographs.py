@@ -1,0 +1,153 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+
+from nsvq import distributed
+from nsvq.data import EmbeddedPhotographs
+from nsvq.data.patches import RandomPatches, deal_tiles, regular_crops
+from nsvq.data.tensor_images import flip_at_random
+
+SHAPE = (2, 427, 640)
+
+
+def fit_ready(**options) -> EmbeddedPhotographs:
+    data = EmbeddedPhotographs(**options)
+    data.setup("fit")
+    return data
+
+
+def train_epoch(torch_seed: int = 0, **options) -> torch.Tensor:
+    data = fit_ready(**{"samples_per_epoch": 256, **options})
+    torch.manual_seed(torch_seed)
+    return torch.cat(list(data.train_dataloader()))
+
+
+def test_batches_are_bare_float32_images_in_the_unit_range():
+    data = fit_ready()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        batch = next(iter(loader))
+        assert type(batch) is torch.Tensor
+        assert batch.dtype == torch.float32
+        assert batch.shape == (64, 3, 32, 32)
+        assert batch.min() >= -1
+        assert batch.max() <= 1
+        assert batch.max() - batch.min() > 1.5
+    assert len(data.train_dataloader()) == 200
+
+
+@pytest.mark.parametrize(("tile", "size"), [(64, 32), (61, 32), (64, 64), (100, 24)])
+def test_no_pixel_is_on_both_sides(tile, size):
+    train_tiles, val_tiles = deal_tiles(SHAPE, tile)
+    owner = torch.zeros(SHAPE, dtype=torch.uint8)
+    for corner in train_tiles:
+        owner[corner.photograph, corner.top : corner.top + tile, corner.left : corner.left + tile] += 1
+    for corner in val_tiles:
+        owner[corner.photograph, corner.top : corner.top + tile, corner.left : corner.left + tile] += 100
+    assert set(owner.unique().tolist()) <= {0, 1, 100}
+    marked = owner[:, None].expand(-1, 3, -1, -1).contiguous()
+    names = [""] * len(train_tiles)
+    patches = RandomPatches(marked, train_tiles, names, tile, size, length=1000)
+    assert torch.equal(torch.stack(patches.__getitems__(list(range(1000)))).unique(), torch.tensor([1 / 127.5 - 1]))
+    for crop in regular_crops(val_tiles, tile, size):
+        window = owner[crop.photograph, crop.top : crop.top + size, crop.left : crop.left + size]
+        assert window.shape == (size, size)
+        assert window.unique().tolist() == [100]
+
+
+def test_one_tile_in_four_is_for_validation_in_every_row_and_column():
+    train_tiles, val_tiles = deal_tiles(SHAPE, 64)
+    assert len(train_tiles) + len(val_tiles) == 2 * 6 * 10
+    assert 0.2 < len(val_tiles) / 120 < 0.3
+    for photograph in (0, 1):
+        held_out = [corner for corner in val_tiles if corner.photograph == photograph]
+        assert {corner.top for corner in held_out} == {64 * row for row in range(6)}
+        assert {corner.left for corner in held_out} == {64 * column for column in range(10)}
+
+
+def test_validation_crops_cover_their_tiles():
+    _, val_tiles = deal_tiles(SHAPE, 61)
+    seen = torch.zeros(SHAPE, dtype=torch.bool)
+    for crop in regular_crops(val_tiles, 61, 20):
+        seen[crop.photograph, crop.top : crop.top + 20, crop.left : crop.left + 20] = True
+    assert seen.sum() == len(val_tiles) * 61 * 61
+
+
+def test_validation_patches_are_the_named_pixels_in_order():
+    data = fit_ready(batch_size=100)
+    photographs = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    patches = torch.cat(list(data.val_dataloader()))
+    names = data.splits.val.names
+    assert len(patches) == len(names) == 261
+    for name, patch in zip(names, patches, strict=True):
+        photograph, _, corner = name.partition("/")
+        top, left = map(int, corner.split("-"))
+        pixels = photographs[photograph][top : top + 32, left : left + 32].astype(np.float32) / 127.5 - 1
+        np.testing.assert_allclose(patch.permute(1, 2, 0).numpy(), pixels, atol=1e-6)
+
+
+def test_testing_and_prediction_use_the_validation_patches():
+    data = fit_ready()
+    expected = torch.cat(list(data.val_dataloader()))
+    assert torch.equal(torch.cat(list(data.test_dataloader())), expected)
+    assert torch.equal(torch.cat(list(data.predict_dataloader())), expected)
+
+
+def test_training_patches_lie_in_the_photographs_and_half_are_mirrored():
+    data = fit_ready(size=8)
+    photographs = torch.from_numpy(np.stack(load_sample_images().images))
+    upright = {
+        window.numpy().tobytes() for window in photographs[:, :384].unfold(1, 8, 1).unfold(2, 8, 1).reshape(-1, 3, 8, 8)
+    }
+    torch.manual_seed(0)
+    batch = ((next(iter(data.train_dataloader())) + 1) * 127.5).round().to(torch.uint8)
+    found = [patch.numpy().tobytes() in upright for patch in batch]
+    mirrored = [patch.flip(-1).contiguous().numpy().tobytes() in upright for patch in batch]
+    assert all(a or b for a, b in zip(found, mirrored, strict=True))
+    assert 16 <= sum(found) <= 48
+
+
+def test_the_global_seed_decides_the_training_patches():
+    first = train_epoch()
+    assert torch.equal(first, train_epoch())
+    assert not torch.equal(first, train_epoch(torch_seed=1))
+    assert len(first.unique(dim=0)) > 250
+
+
+def test_ranks_with_equal_random_states_see_different_patches(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    epochs = []
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        epochs.append(train_epoch())
+    assert [len(epoch) for epoch in epochs] == [128, 128]
+    assert len(torch.cat(epochs).unique(dim=0)) > 250
+
+
+def test_mirroring_is_left_to_right():
+    images = torch.arange(4).view(1, 1, 2, 2).expand(64, 1, 2, 2)
+    flipped = flip_at_random(images)
+    assert {tuple(image.flatten().tolist()) for image in flipped} == {(0, 1, 2, 3), (1, 0, 3, 2)}
+
+
+def test_a_size_above_the_tile_is_refused():
+    with pytest.raises(ValueError, match=r"size 65 .* tiles of 64"):
+        EmbeddedPhotographs(size=65)
+    with pytest.raises(ValueError, match=r"tile 500 .* 427"):
+        fit_ready(tile=500)
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        EmbeddedPhotographs(size=0)
+
+
+def test_batches_are_cheap():
+    data = fit_ready()
+    batches = iter(data.train_dataloader())
+    next(batches)
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        next(batches)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.005
