@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from nsvq.ops.blocks import row_blocks
 from nsvq.ops.precision import common_dtype
+from nsvq.ops.search import lowest_duplicates
 
 Kernel = Literal["gaussian", "clamped_softmax", "softmax"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -30,8 +31,8 @@ def kernel_weights(distances: Tensor, kernel: Kernel, bandwidth: Tensor | float,
     Args:
         distances: Squared distances, shape (N, K). The tensor may be overwritten.
         kernel: `gaussian`: v·exp(−d/τ), with τ = 2σ² and v = ½ in "Beyond Stationarity" (arXiv 2602.18896, architecture
-            figure); `clamped_softmax`: min(1, v·K·softmax(−d/τ)) (the paper's released code); `softmax`: v·softmax(−d/τ)
-            (arXiv 2606.11363). Both softmaxes run over all K codes.
+            figure); `clamped_softmax`: min(1, v·K·softmax(−d/τ)) (the paper's released code); `softmax`:
+            v·softmax(−d/τ) (arXiv 2606.11363). Both softmaxes run over all K codes.
         bandwidth: τ in squared-distance units, above 0.
         neighbor_weight: v.
 
@@ -68,6 +69,7 @@ class _KernelLoss(torch.autograd.Function):
         center = codes.to(dtype).mean(dim=0)
         shifted_codes = codes.to(dtype) - center
         code_norms = shifted_codes.square().sum(dim=1)
+        lowest = lowest_duplicates(shifted_codes)
         indices = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
         weight_sums = torch.zeros_like(code_norms)
         weighted_latents = torch.zeros_like(shifted_codes)
@@ -76,7 +78,7 @@ class _KernelLoss(torch.autograd.Function):
         for block in row_blocks(len(latents), len(codes), dtype, block_size):
             rows = latents[block].to(dtype) - center
             distances = torch.addmm(code_norms, rows, shifted_codes.T, alpha=-2)
-            winners = distances.argmin(dim=1)
+            winners = lowest[distances.argmin(dim=1)]
             indices[block] = winners
             distances += rows.square().sum(dim=1, keepdim=True)
             distances.clamp_(min=0)

@@ -14,7 +14,7 @@ def common_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def call_raised(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Call a module with its parameters and input raised to their common type of at least float32.
+    """Call a module, autocast off, with its parameters and input raised to their common type of at least float32.
 
     Args:
         module: A module of one tensor argument; its stored parameters keep their type and receive the gradients.
@@ -25,5 +25,6 @@ def call_raised(module: nn.Module, inputs: Tensor) -> Tensor:
     """
     dtype = common_dtype(inputs, *module.parameters())
     raised = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
-    output: Tensor = functional_call(module, raised, (inputs.to(dtype),))
+    with torch.autocast(inputs.device.type, enabled=False):
+        output: Tensor = functional_call(module, raised, (inputs.to(dtype),))
     return output

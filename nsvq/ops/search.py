@@ -12,7 +12,7 @@ def nearest_codes(latents: Tensor, codes: Tensor, block_size: int | None = None)
     """Find for each latent the code at the smallest squared Euclidean distance.
 
     Both sides are shifted by the codes' mean first: distances don't change, and a codebook far from the origin loses
-    no digits. Equal distances go to the lowest index.
+    no digits. Among duplicated codes the lowest index wins.
 
     Args:
         latents: Latents, shape (N, d).
@@ -30,4 +30,21 @@ def nearest_codes(latents: Tensor, codes: Tensor, block_size: int | None = None)
     for block in row_blocks(len(latents), len(codes), dtype, block_size):
         scores = torch.addmm(half_norms, latents[block].to(dtype) - center, codes.T, alpha=-1)
         torch.argmin(scores, dim=1, out=indices[block])
-    return indices
+    return lowest_duplicates(codes)[indices]
+
+
+def lowest_duplicates(codes: Tensor) -> Tensor:
+    """Find for each code the lowest index that holds the same vector.
+
+    A matrix product may round equal columns differently, so its argmin alone picks any of them.
+
+    Args:
+        codes: Code vectors, shape (K, d).
+
+    Returns:
+        Indices, int64, shape (K,).
+    """
+    groups: Tensor
+    _, groups, sizes = codes.unique(dim=0, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    first = groups.argsort(stable=True)[sizes.cumsum(0) - sizes]
+    return first[groups]
