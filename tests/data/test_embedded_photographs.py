@@ -95,18 +95,21 @@ def test_testing_and_prediction_use_the_validation_patches():
     assert torch.equal(torch.cat(list(data.predict_dataloader())), expected)
 
 
-def test_training_patches_lie_in_the_photographs_and_half_are_mirrored():
-    data = fit_ready(size=8)
-    photographs = torch.from_numpy(np.stack(load_sample_images().images))
-    upright = {
-        window.numpy().tobytes() for window in photographs[:, :384].unfold(1, 8, 1).unfold(2, 8, 1).reshape(-1, 3, 8, 8)
-    }
+def test_training_patches_are_windows_of_which_half_are_mirrored():
+    rows, columns = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    photographs = torch.stack([rows, columns, rows]).to(torch.uint8)[None]
+    tiles, _ = deal_tiles((1, 256, 256), 64)
+    patches = RandomPatches(photographs, tiles, [], 64, 8, length=64)
     torch.manual_seed(0)
-    batch = ((next(iter(data.train_dataloader())) + 1) * 127.5).round().to(torch.uint8)
-    found = [patch.numpy().tobytes() in upright for patch in batch]
-    mirrored = [patch.flip(-1).contiguous().numpy().tobytes() in upright for patch in batch]
-    assert all(a or b for a, b in zip(found, mirrored, strict=True))
-    assert 16 <= sum(found) <= 48
+    batch = ((torch.stack(patches.__getitems__(list(range(64)))) + 1) * 127.5).round().long()
+    mirrored = batch[:, 1, 0, 0] > batch[:, 1, 0, 1]
+    batch[mirrored] = batch[mirrored].flip(-1)
+    top, left = batch[:, 0, 0, 0], batch[:, 1, 0, 0]
+    for patch, row, column in zip(batch, top, left, strict=True):
+        assert torch.equal(patch, photographs[0, :, row : row + 8, column : column + 8].long())
+    assert 16 <= mirrored.sum() <= 48
+    assert len(set(zip(top.tolist(), left.tolist(), strict=True))) > 60
+    assert len({(int(row) // 64, int(column) // 64) for row, column in zip(top, left, strict=True)}) > 8
 
 
 def test_the_global_seed_decides_the_training_patches():
