@@ -1,5 +1,6 @@
 """The quantizer interface and the steps that all methods share."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,8 @@ class Quantizer(nn.Module):
     """Base of all quantizers: flatten, compare, look up, estimate the gradient.
 
     A method supplies `codebook`, and where its search runs in another space than the latents' also `codes()`,
-    `project()` and `unproject()`. All arithmetic is done in at least float32 with autocast off. Evaluation mode changes no state.
+    `project()` and `unproject()`. All arithmetic is done in at least float32 with autocast off. Evaluation mode changes
+    no state.
 
     Args:
         dim: Channels of the latents.
@@ -62,8 +64,8 @@ class Quantizer(nn.Module):
         _check_at_least("codebook_size", codebook_size, 1)
         _check_at_least("commitment_weight", commitment_weight, 0)
         _check_at_least("codebook_weight", codebook_weight, 0)
-        if initial_scale is not None and not initial_scale > 0:
-            raise ValueError(f"initial_scale must be above 0 or null, got {initial_scale}")
+        if initial_scale is not None and not 0 < initial_scale < math.inf:
+            raise ValueError(f"initial_scale must be null or a finite number above 0, got {initial_scale}")
         self.dim = dim
         self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
@@ -236,5 +238,5 @@ class Quantizer(nn.Module):
 
 
 def _check_at_least(name: str, value: float, minimum: float) -> None:
-    if not value >= minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if not minimum <= value < math.inf:
+        raise ValueError(f"{name} must be at least {minimum} and finite, got {value}")

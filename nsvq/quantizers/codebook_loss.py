@@ -1,5 +1,6 @@
 """How code vectors learn from latents by gradient: the nearest code alone, or every code through a kernel."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -88,8 +89,8 @@ class KernelCodebookLoss(CodebookLoss):
             bandwidth = BandwidthSchedule(bandwidth)
         if neighbor_weight is None:
             neighbor_weight = PUBLISHED_WEIGHT[kernel]
-        if neighbor_weight < 0:
-            raise ValueError(f"neighbor_weight must be at least 0, got {neighbor_weight}")
+        if not 0 <= neighbor_weight < math.inf:
+            raise ValueError(f"neighbor_weight must be at least 0 and finite, got {neighbor_weight}")
         if not 0 <= winner_distance_decay < 1:
             raise ValueError(f"winner_distance_decay must be in [0, 1), got {winner_distance_decay}")
         self.kernel: Kernel = kernel
