@@ -25,7 +25,7 @@ class EmbeddedPhotographs(ImageDataModule):
         tile: Side of a tile in pixels, at least `size`.
         samples_per_epoch: Training patches per epoch, all processes together.
         num_workers: Loader processes; cropping is cheap enough for 0.
-        seed: Seed of the training order.
+        seed: Seed of the loader's own generator; it decides patches only through loader processes.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from nsvq import distributed
 from nsvq.data.base import ImageDataset
 from nsvq.data.tensor_images import flip_at_random, to_unit_range
 
@@ -69,8 +70,8 @@ def regular_crops(tiles: list[Tile], tile: int, size: int) -> list[Tile]:
 class RandomPatches(ImageDataset):
     """Random crops inside random tiles, mirrored left to right half of the time.
 
-    Each batch takes one draw from the global random state and mixes it with the batch's first index: the same seed
-    gives the same patches, and processes that hold equal random states but different indices get different ones.
+    Each batch takes one draw from the global random state, whatever its indices, and adds the process's rank: the same
+    seed gives the same patches, and processes that hold equal random states get different ones.
 
     Args:
         photographs: uint8, shape (P, 3, H, W).
@@ -98,7 +99,7 @@ class RandomPatches(ImageDataset):
 
     def __getitems__(self, indices: list[int]) -> list[Tensor]:
         draw = int(torch.randint(2**62, ()))
-        generator = torch.Generator().manual_seed(draw + indices[0])
+        generator = torch.Generator().manual_seed(draw + distributed.rank())
         chosen = torch.randint(len(self._corners), (len(indices),), generator=generator)
         down, right = torch.randint(self._positions, (2, len(indices)), generator=generator)
         photograph, top, left = self._corners[chosen].T

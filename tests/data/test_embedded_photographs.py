@@ -116,6 +116,7 @@ def test_the_global_seed_decides_the_training_patches():
     first = train_epoch()
     assert torch.equal(first, train_epoch())
     assert not torch.equal(first, train_epoch(torch_seed=1))
+    assert torch.equal(first, train_epoch(seed=1))
     assert len(first.unique(dim=0)) > 250
 
 
