@@ -1,0 +1,123 @@
+"""Run folders as data frames."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that `nsvq fit` wrote.
+
+    Attributes:
+        folder: The run folder, which holds `config.yaml`.
+    """
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        config: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
+        return config
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` records; empty if there is none."""
+        path = self.folder / "environment.json"
+        record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return record
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """`metrics.csv`: logged values by `step`, one column a name, empty where nothing was logged."""
+        return _read(self.folder / "metrics.csv")
+
+    @cached_property
+    def codebook(self) -> pd.DataFrame:
+        """`curves/codebook.csv`: usage by `step` and `split`."""
+        return _read(self.folder / "curves" / "codebook.csv")
+
+    @cached_property
+    def drift(self) -> pd.DataFrame:
+        """`curves/drift.csv`: drift measures by `step`."""
+        return _read(self.folder / "curves" / "drift.csv")
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def method(self) -> str:
+        """The quantizer's class, marked where dead codes were replaced."""
+        quantizer: str = self._init_args["quantizer"]["class_path"].rsplit(".", 1)[-1]
+        callbacks = self.config.get("trainer", {}).get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        replaced = any(callback["class_path"].endswith("DeadCodeReplacement") for callback in callbacks)
+        return f"{quantizer} + replacement" if replaced else quantizer
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes K."""
+        size: int = self._init_args["quantizer"]["init_args"]["codebook_size"]
+        return size
+
+    @property
+    def seed(self) -> Any:
+        """The seed that the run was started with."""
+        return self.config.get("seed_everything")
+
+    def last(self, name: str) -> float:
+        """Return the last logged value of a name in `metrics.csv`, nan if it was never logged."""
+        values = self.metrics[name].dropna() if name in self.metrics else pd.Series(dtype=float)
+        return float(values.iloc[-1]) if len(values) else float("nan")
+
+    @property
+    def _init_args(self) -> dict[str, Any]:
+        args: dict[str, Any] = self.config["model"]["init_args"]
+        return args
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file() or path.stat().st_size == 0:
+        return pd.DataFrame()
+    return pd.read_csv(path)
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """Find the run folders at or below some paths.
+
+    Args:
+        paths: Run folders, or folders that hold them at any depth.
+
+    Returns:
+        The runs, in the order of the paths and within a path by name.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If a path holds no run of a quantizer.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        found = [Run(config.parent) for config in sorted(path.rglob("config.yaml")) if _is_run(config)]
+        if not found:
+            raise ValueError(f"{path} holds no run: expected a config.yaml that `nsvq fit` wrote, at any depth")
+        runs += [run for run in found if run not in runs]
+    return runs
+
+
+def _is_run(config: Path) -> bool:
+    try:
+        content = yaml.safe_load(config.read_text())
+        return "class_path" in content["model"]["init_args"]["quantizer"]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        return False

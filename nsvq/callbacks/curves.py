@@ -1,0 +1,109 @@
+"""Curves on disk: what a run measured, step by step, in plain files."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class CurvesOnDisk(Callback):
+    """Writes the rows that other callbacks record to `<run folder>/curves/`.
+
+    `codebook.csv` (from `CodebookHealth`), `drift.csv` (from `EncoderDrift`) have one row per measurement, appended
+    and flushed at once, so that an interrupted run loses nothing. `counts_<split>_<step>.npz` holds per-code counts
+    under the name `counts`. Only rank 0 writes. A run that goes on in the same folder first drops the rows that lie
+    beyond the step it goes on from.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut curves of an earlier part of the run back to the present step."""
+        folder = curves_folder(trainer)
+        if folder is None:
+            return
+        for path in sorted(folder.glob("*.csv")):
+            truncate(path, trainer.global_step)
+        for path in sorted(folder.glob("counts_*_*.npz")):
+            if int(path.stem.rsplit("_", 1)[1]) > trainer.global_step:
+                path.unlink()
+
+    def append(self, trainer: Trainer, curve: str, row: dict[str, Any]) -> None:
+        """Append a row to `<curve>.csv`.
+
+        Args:
+            trainer: The trainer whose run folder is written to.
+            curve: File name without its ending.
+            row: Values by column; a curve's rows all have the same columns.
+        """
+        folder = curves_folder(trainer)
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{curve}.csv"
+        is_new = not path.exists() or path.stat().st_size == 0
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def save_counts(self, trainer: Trainer, split: str, counts: Tensor) -> None:
+        """Write per-code counts of the present step.
+
+        Args:
+            trainer: The trainer whose run folder is written to.
+            split: What was counted.
+            counts: How often each code was chosen, int64, shape (K,).
+        """
+        folder = curves_folder(trainer)
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"counts_{split}_{trainer.global_step:08d}.npz"
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, counts=counts.cpu().numpy())
+        part.replace(path)
+
+
+def curves_folder(trainer: Trainer) -> Path | None:
+    """Return where this process writes curves; None on other ranks than 0, in dry runs and without a run folder."""
+    if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or trainer.log_dir is None:
+        return None
+    return Path(trainer.log_dir) / "curves"
+
+
+def record(trainer: Trainer, curve: str, row: dict[str, Any]) -> None:
+    """Hand a row to the trainer's `CurvesOnDisk`, if it has one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CurvesOnDisk):
+            callback.append(trainer, curve, row)
+
+
+def record_counts(trainer: Trainer, split: str, counts: Tensor) -> None:
+    """Hand per-code counts to the trainer's `CurvesOnDisk`, if it has one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CurvesOnDisk):
+            callback.save_counts(trainer, split, counts)
+
+
+def truncate(path: Path, last_step: int) -> None:
+    """Drop a CSV file's rows whose column `step` lies beyond a step, and a last row that was cut short.
+
+    Args:
+        path: A CSV file with a header line and a column `step`.
+        last_step: The last step that stays.
+    """
+    header, *lines = path.read_text().splitlines(keepends=True) or [""]
+    columns = header.rstrip("\r\n").split(",")
+    step = columns.index("step")
+    kept = [
+        line
+        for line in lines
+        if line.endswith("\n") and line.count(",") == len(columns) - 1 and int(line.split(",")[step]) <= last_step
+    ]
+    part = path.with_suffix(".part")
+    part.write_text("".join([header, *kept]))
+    part.replace(path)

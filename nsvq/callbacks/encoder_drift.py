@@ -1,0 +1,94 @@
+"""Encoder drift on a fixed probe set."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from nsvq.callbacks.curves import record
+from nsvq.callbacks.protocols import evaluating, images_of, tokenizer
+from nsvq.metrics import ProbeState, drift_measures
+
+
+class EncoderDrift(Callback):
+    """Encodes the same images every few steps and measures how far latents, codes and assignments moved.
+
+    The probe set is the first `num_images` validation images, in the data set's own order and equal on all ranks,
+    encoded in evaluation mode. Measures (see `nsvq.metrics.drift_measures`) are logged under `drift/` and written to
+    `curves/drift.csv`, whose column `delta_steps` tells how many steps lie between the two states.
+
+    Works in any LightningModule with `.quantizer` and `.encode`.
+
+    Args:
+        every_n_steps: Steps between measurements.
+        num_images: Size of the probe set.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 50, num_images: int = 64) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("num_images", num_images)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.every_n_steps = every_n_steps
+        self.num_images = num_images
+        self._probe: Tensor | None = None
+        self._reference: ProbeState | None = None
+        self._reference_step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fetch the probe set."""
+        tokenizer(pl_module, "quantizer", "encode")
+        datamodule = getattr(trainer, "datamodule", None)
+        loader = (datamodule or pl_module).val_dataloader()
+        batches: list[Tensor] = []
+        # Making a loader's iterator may draw a number, and training must not depend on being watched.
+        with torch.random.fork_rng(devices=[]):
+            for batch in loader:
+                batches.append(images_of(batch))
+                if sum(map(len, batches)) >= self.num_images:
+                    break
+        if not batches:
+            raise ValueError("encoder drift needs validation images for its probe set, and there are none")
+        self._probe = torch.cat(batches)[: self.num_images]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the first reference, unless a checkpoint brought one."""
+        if self._reference is None:
+            self._reference = self._measure(trainer, pl_module)
+            self._reference_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Measure if it is time, and make this state the reference."""
+        step = trainer.global_step
+        if step % self.every_n_steps or step == self._reference_step or self._reference is None:
+            return
+        now = self._measure(trainer, pl_module)
+        before = ProbeState(*(tensor.to(now.latents.device) for tensor in self._reference))
+        measures = drift_measures(now, before)
+        pl_module.log_dict({f"drift/{name}": value for name, value in measures.items()})
+        row = {"step": step, "epoch": trainer.current_epoch, "delta_steps": step - self._reference_step}
+        record(trainer, "drift", row | measures)
+        self._reference, self._reference_step = now, step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reference state for a checkpoint."""
+        if self._reference is None:
+            return {}
+        return {"step": self._reference_step, "reference": [tensor.cpu() for tensor in self._reference]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the reference state from a checkpoint."""
+        if state_dict:
+            self._reference_step = state_dict["step"]
+            self._reference = ProbeState(*state_dict["reference"])
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> ProbeState:
+        assert self._probe is not None
+        module = tokenizer(pl_module)
+        with evaluating(trainer, pl_module):
+            latents = module.encode(self._probe.to(pl_module.device))
+            indices = module.quantizer(latents).indices.flatten()
+            return ProbeState(*(side.clone() for side in module.quantizer.search_space(latents)), indices)

@@ -1,0 +1,118 @@
+"""Pictures: reconstruction grids and predictions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from nsvq.callbacks.protocols import evaluating, images_of, tokenizer
+
+
+class ReconstructionGrid(Callback):
+    """Draws images, their reconstructions and the absolute error after each validation pass.
+
+    The grid's three rows go to `<run folder>/reconstructions/step_<step>.png` and, when a W&B logger is on, to W&B as
+    `val/reconstructions`. Works in any LightningModule with `.quantizer`, `.encode` and `.decode`; images in [−1, 1].
+
+    Args:
+        num_images: Images in a row, the first of the validation set.
+
+    Raises:
+        ValueError: If num_images is below 1.
+    """
+
+    def __init__(self, num_images: int = 8) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.num_images = num_images
+        self._images: Tensor | None = None
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Keep the first images."""
+        if batch_idx == 0 and trainer.is_global_zero:
+            self._images = images_of(batch)[: self.num_images]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and save the grid."""
+        if self._images is None or trainer.sanity_checking or trainer.log_dir is None:
+            return
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        module = tokenizer(pl_module, "quantizer", "encode", "decode")
+        with evaluating(trainer, pl_module):
+            reconstructions = module.decode(module.quantizer(module.encode(self._images)).quantized)
+        grid = draw_grid(self._images, reconstructions)
+        path = Path(trainer.log_dir) / "reconstructions" / f"step_{trainer.global_step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(grid, path)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("val/reconstructions", [grid])
+
+
+def draw_grid(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Lay out images, reconstructions and their absolute error in three rows.
+
+    Args:
+        images: Images in [−1, 1], shape (B, C, H, W).
+        reconstructions: The same shape, clamped to [−1, 1] here.
+
+    Returns:
+        One picture in [0, 1], shape (3, height, width).
+    """
+    images, reconstructions = images.float().cpu(), reconstructions.float().cpu().clamp(-1, 1)
+    error = (images - reconstructions).abs() - 1
+    rows = torch.cat([images, reconstructions, error])
+    return make_grid((rows + 1) / 2, nrow=len(images), padding=2)
+
+
+class PredictionWriter(Callback):
+    """Writes what `predict` returns: `predictions/<number>.png`, `indices_rank<r>.npz` and the files' names.
+
+    The archive holds `indices` (N, h, w), int64, and `numbers` (N,), the images' places in the data set, which name the
+    PNG files. Where the data set has `names`, `predictions/names.txt` lists them by number.
+    """
+
+    def __init__(self) -> None:
+        self._indices: list[np.ndarray[Any, Any]] = []
+        self._numbers: list[int] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Write a batch of reconstructions."""
+        folder = self._folder(trainer)
+        numbers = trainer.predict_loop.current_batch_indices
+        if not numbers:
+            first = len(self._numbers)
+            numbers = list(range(first, first + len(outputs["indices"])))
+        for number, image in zip(numbers, outputs["reconstructions"], strict=True):
+            save_image((image.float() + 1) / 2, folder / f"{number:06d}.png")
+        self._numbers += numbers
+        self._indices.append(outputs["indices"].cpu().numpy())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the indices."""
+        if not self._indices:
+            return
+        folder = self._folder(trainer)
+        path = folder / f"indices_rank{trainer.global_rank}.npz"
+        np.savez_compressed(path, indices=np.concatenate(self._indices), numbers=np.array(self._numbers))
+        names = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "names", None)
+        if names is not None and trainer.is_global_zero:
+            (folder / "names.txt").write_text(
+                "".join(f"{number:06d}.png\t{name}\n" for number, name in enumerate(names))
+            )
+        if trainer.is_global_zero:
+            print(f"wrote {len(self._numbers)} reconstructions and their indices to {folder}")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        folder = Path(trainer.log_dir or ".") / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

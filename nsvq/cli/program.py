@@ -1,0 +1,152 @@
+"""The training program: a thin `LightningCLI` with run folders and watchers."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Lightning calls functions that jsonargparse deprecates; the bound below 5 in pyproject.toml keeps them alive.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+# Classes that are imported here can be named without their module.
+import nsvq.data
+import nsvq.models
+import nsvq.networks
+import nsvq.quantizers
+from nsvq.callbacks import (
+    CodebookHealth,
+    CurvesOnDisk,
+    DeadCodeReplacement,  # noqa: F401
+    EncoderDrift,
+    PredictionWriter,
+    ReconstructionGrid,
+)
+from nsvq.cli.checkpoints import check_checkpoint
+from nsvq.cli.messages import parser_message
+from nsvq.cli.run_folder import RunCheckpoint, RunLogger, RunRecord, create_run_folder, wandb_run_id
+
+# Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file.
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+WATCHERS: dict[str, type[Callback]] = {
+    "codebook_health": CodebookHealth,
+    "encoder_drift": EncoderDrift,
+    "curves": CurvesOnDisk,
+    "reconstructions": ReconstructionGrid,
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser that prints one line where argparse prints a page."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print what is wrong and leave with exit code 2."""
+        sys.stderr.write(f"nsvq: error: {parser_message(message)}\n")
+        raise SystemExit(2)
+
+
+class CLI(LightningCLI):
+    """`LightningCLI` with run folders and watchers.
+
+    Args:
+        words: The command line behind the program's name.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self.run_folder: Path | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "nsvq"},
+            args=words,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder's options, the checkpoint and the watchers."""
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--experiment", type=str | None, default=None, help="Folder of this experiment's runs; default: the model."
+        )
+        parser.add_argument(
+            "--version", type=str | None, default=None, help="Folder of this run; default: the next version_<n>."
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.save_top_k": 0,
+                "checkpoint.save_last": True,
+                "checkpoint.every_n_train_steps": 500,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        for name, watcher in WATCHERS.items():
+            parser.add_argument(
+                f"--{name}",
+                type=watcher | None,  # type: ignore[operator]
+                default={"class_path": f"nsvq.callbacks.{watcher.__name__}"},
+                help=f"Settings of {watcher.__name__}; null switches it off.",
+            )
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run folder and tell the W&B logger about it."""
+        config = self._config()
+        if config.trainer.fast_dev_run:
+            return
+        experiment = config.experiment or config.model.class_path.rsplit(".", 1)[-1].lower()
+        self.run_folder = self._resumed_folder() or create_run_folder(
+            Path(config.runs_dir), experiment, config.version
+        )
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger"):
+                logger.init_args.id = wandb_run_id(self.run_folder)
+                logger.init_args.save_dir = str(self.run_folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the run's logger first and the watchers attached."""
+        config = self.config_init[self.subcommand]
+        loggers = config.trainer.logger
+        loggers = loggers if isinstance(loggers, list) else [loggers]
+        loggers = [logger for logger in loggers if logger is not None and not isinstance(logger, bool)]
+        if self.run_folder is not None:
+            loggers = [RunLogger(self.run_folder), *loggers]
+        callbacks = config.trainer.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        callbacks += [config[name] for name in WATCHERS if config[name] is not None]
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter())
+        plain = json.loads(self._parser(self.subcommand).dump(self._config(), format="json"))
+        callbacks.append(RunRecord(plain, ["nsvq", *self.words]))
+        return super().instantiate_trainer(logger=loggers or False, callbacks=callbacks, **kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own method lets hyperparameters stored in a checkpoint override the command line.
+        return
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        path = self._config().get("ckpt_path")
+        if path is not None and path not in ("last", "best", "hpc", "registry"):
+            check_checkpoint(Path(path), self.model)
+        super()._run_subcommand(subcommand)
+
+    def _config(self) -> Namespace:
+        return self.config[self.config["subcommand"]]
+
+    def _resumed_folder(self) -> Path | None:
+        config = self._config()
+        if self.subcommand != "fit" or not config.ckpt_path or config.version is not None:
+            return None
+        folder = Path(config.ckpt_path).parent.parent
+        return folder if (folder / "config.yaml").is_file() else None

@@ -1,0 +1,5 @@
+"""LightningModules."""
+
+from nsvq.models.vqvae import VQVAE
+
+__all__ = ["VQVAE"]
