@@ -80,6 +80,15 @@ def test_latents_on_their_codes_give_no_winner_loss(kernel):
     assert 0 <= sweep.loss < 1e-6
 
 
+def test_latents_close_to_far_flung_codes_keep_the_digits_of_their_distance():
+    codes = 5 * torch.randn(K, 64)
+    latents = codes + 1e-4 * torch.randn(K, 64)
+    sweep = kernel_codebook_loss(latents, codes, "gaussian", 1.0, 0.5)
+    expected = (latents.double() - codes.double()).square().sum(dim=1).mean()
+    torch.testing.assert_close(sweep.winner_distance.double(), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(sweep.loss.double(), expected / 64, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_indices_and_winner_distance_are_those_of_the_search(kernel):
     latents, codes = torch.randn(N, D), torch.randn(K, D)
