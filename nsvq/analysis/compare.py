@@ -21,7 +21,8 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
         (codes), `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds`
         of training with all meters on and `seconds_per_step`; nan where a run did not measure it.
     """
-    return pd.DataFrame([_row(run) for run in runs])
+    table: pd.DataFrame = pd.DataFrame([_row(run) for run in runs])
+    return table
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def format_table(table: pd.DataFrame) -> str:
         text[column] = [pattern.format(value) if value == value else "–" for value in table[column]]
     text = text.rename(columns={"quantization_error": "quant. error", "psnr": "PSNR/dB", "ssim": "SSIM"})
     text.columns = [str(column).replace("_", " ") for column in text.columns]
-    return text.to_string(index=False)
+    lines: str = text.to_string(index=False)
+    return lines
 
 
 def comparison_figure(runs: Sequence[Run]) -> Figure:

@@ -88,7 +88,8 @@ class Run:
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file() or path.stat().st_size == 0:
         return pd.DataFrame()
-    return pd.read_csv(path)
+    frame: pd.DataFrame = pd.read_csv(path)
+    return frame
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:

@@ -130,7 +130,8 @@ class DeadCodeReplacement(Callback):
             chosen = torch.multinomial(counts.double().cpu(), size, replacement=True, generator=generator)
             spread = codes.std(dim=0, correction=0)
             noise = torch.randn(codes.shape, generator=generator, dtype=torch.float64).to(codes)
-            return codes[chosen.to(codes.device)] + self.noise * spread * noise
+            copies: Tensor = codes[chosen.to(codes.device)] + self.noise * spread * noise
+            return copies
         places = torch.randint(len(latents) * world_size(), (size,), generator=generator).to(latents.device)
         mine = places // len(latents) == rank()
         own = torch.where(mine[:, None], latents[places % len(latents)], 0)

@@ -91,4 +91,5 @@ class EncoderDrift(Callback):
         with evaluating(trainer, pl_module):
             latents = module.encode(self._probe.to(pl_module.device))
             indices = module.quantizer(latents).indices.flatten()
-            return ProbeState(*(side.clone() for side in module.quantizer.search_space(latents)), indices)
+            searched, codes = module.quantizer.search_space(latents)
+            return ProbeState(searched.clone(), codes.clone(), indices)

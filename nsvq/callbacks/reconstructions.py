@@ -69,7 +69,8 @@ def draw_grid(images: Tensor, reconstructions: Tensor) -> Tensor:
     images, reconstructions = images.float().cpu(), reconstructions.float().cpu().clamp(-1, 1)
     error = (images - reconstructions).abs() - 1
     rows = torch.cat([images, reconstructions, error])
-    return make_grid((rows + 1) / 2, nrow=len(images), padding=2)
+    grid: Tensor = make_grid((rows + 1) / 2, nrow=len(images), padding=2)
+    return grid
 
 
 class PredictionWriter(Callback):

@@ -3,9 +3,11 @@
 import difflib
 import re
 import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
+MAX_LISTED = 30
 REFUSALS = (ValueError, TypeError, OSError)
 
 
@@ -24,30 +26,80 @@ def plain_message(error: BaseException) -> str | None:
     """
     if type(error).__name__ == "MisconfigurationException":
         return _one_line(str(error))
-    if not isinstance(error, REFUSALS):
-        return None
-    text = str(error)
-    worker = re.match(r"Caught \w+ in DataLoader worker process", text)
-    if worker:
-        frames = re.findall(r'File "([^"]+)", line', text)
-        ours = bool(frames) and Path(frames[-1]).is_relative_to(PACKAGE)
-        return _one_line(text.strip().splitlines()[-1].split(": ", 1)[-1]) if ours else None
-    frames_of_error = traceback.extract_tb(error.__traceback__)
-    if frames_of_error and Path(frames_of_error[-1].filename).is_relative_to(PACKAGE):
-        return _one_line(text)
+    for link in _chain(error):
+        if not isinstance(link, REFUSALS):
+            continue
+        text = str(link)
+        if re.match(r"Caught \w+ in DataLoader worker process", text):
+            files = re.findall(r'File "([^"]+)", line', text)
+            if files and Path(files[-1]).is_relative_to(PACKAGE):
+                return _one_line(text.strip().splitlines()[-1].split(": ", 1)[-1])
+        frames = traceback.extract_tb(link.__traceback__)
+        if frames and Path(frames[-1].filename).is_relative_to(PACKAGE):
+            return _one_line(text)
     return None
 
 
-def parser_message(message: str) -> str:
-    """Reduce a parser's message to one line.
+def parser_message(
+    message: str, error: BaseException | None, choices: Mapping[str, Sequence[str]], options: Sequence[str]
+) -> str:
+    """Reduce a parser's message to one line that names the thing, what was expected and the nearest choice.
 
     Args:
         message: A message of jsonargparse, often nested over many lines.
+        error: The exception behind it.
+        choices: Class names by the option that takes one of them.
+        options: All options of the program.
 
     Returns:
         One line.
     """
-    return _one_line(message)
+    key = match[1] if (match := re.search(r'Parser key "([^"]+)"', message)) else ""
+    option = key.rsplit(".", 1)[-1]
+    if match := re.search(r"Option '([^']+)' is not accepted", message):
+        return _unknown("option", match[1], _options_beside(error))
+    if match := re.search(r"unrecognized arguments: --([^\s=]+)", message, re.IGNORECASE):
+        return _unknown("option", match[1], options)
+    if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
+        given = match[1]
+        if "/" in given or given.endswith((".yaml", ".yml")):
+            return f"{option}: file {given} does not exist"
+        return _unknown(option or "class", given, choices.get(option, []))
+    if match := re.search(r"Literal\[([^\]]+)\].*?Got value: (\S+)", message, re.DOTALL):
+        return _unknown(option, match[2], [choice.strip().strip("'\"") for choice in match[1].split(",")])
+    if match := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*)", message):
+        return f"{key}: expected {match[1]}, got {match[2].strip()}"
+    return _one_line(re.split(r"\n\s*Given value type", message)[0])
+
+
+def _unknown(what: str, given: str, known: Sequence[str]) -> str:
+    by_lower_case = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), by_lower_case, 1, 0.4)
+    parts = [f"unknown {what} {given!r}"]
+    if near:
+        parts.append(f"did you mean {by_lower_case[near[0]]}?")
+    if 0 < len(known) <= MAX_LISTED:
+        parts.append(f"known: {', '.join(known)}")
+    return "; ".join(parts)
+
+
+def _options_beside(error: BaseException | None) -> list[str]:
+    """List what the parser that met an unknown option would have taken; the parser stands in the error's frames."""
+    step = error.__traceback__ if error is not None else None
+    names: list[str] = []
+    while step is not None:
+        actions = getattr(step.tb_frame.f_locals.get("self"), "_actions", None)
+        if actions:
+            names = [action.dest for action in actions if action.dest not in ("help", "config", "print_config")]
+        step = step.tb_next
+    return [name for name in names if not name.startswith("_") and ".help" not in name]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def _one_line(text: str) -> str:

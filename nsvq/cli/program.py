@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Lightning calls functions that jsonargparse deprecates; the bound below 5 in pyproject.toml keeps them alive.
@@ -21,7 +23,7 @@ import nsvq.quantizers
 from nsvq.callbacks import (
     CodebookHealth,
     CurvesOnDisk,
-    DeadCodeReplacement,  # noqa: F401
+    DeadCodeReplacement,
     EncoderDrift,
     PredictionWriter,
     ReconstructionGrid,
@@ -30,6 +32,14 @@ from nsvq.cli.checkpoints import check_checkpoint
 from nsvq.cli.messages import parser_message
 from nsvq.cli.run_folder import RunCheckpoint, RunLogger, RunRecord, create_run_folder, wandb_run_id
 
+# Not for users: what Lightning says of its own internals, and advice about worker processes that is wrong for data sets
+# that are held in memory.
+for noise in (
+    "LightningCLI's args parameter",
+    "`isinstance.treespec, LeafSpec",
+    "The '.*_dataloader' does not have many",
+):
+    warnings.filterwarnings("ignore", noise)
 # Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
@@ -41,13 +51,36 @@ WATCHERS: dict[str, type[Callback]] = {
 }
 
 
+def _names(module: ModuleType, base: type) -> list[str]:
+    members = [getattr(module, name) for name in module.__all__]
+    return [member.__name__ for member in members if issubclass(member, base) and member is not base]
+
+
+CHOICES = {
+    "quantizer": _names(nsvq.quantizers, nsvq.quantizers.Quantizer),
+    "model": _names(nsvq.models, LightningModule),
+    "data": _names(nsvq.data, LightningDataModule),
+    "encoder": [name for name in nsvq.networks.__all__ if name.endswith("Encoder")],
+    "decoder": [name for name in nsvq.networks.__all__ if name.endswith("Decoder")],
+    "codebook_loss": _names(nsvq.quantizers, nsvq.quantizers.CodebookLoss),
+    "callbacks": [*(watcher.__name__ for watcher in WATCHERS.values()), DeadCodeReplacement.__name__],
+}
+
+
 class Parser(LightningArgumentParser):
     """A parser that prints one line where argparse prints a page."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print what is wrong and leave with exit code 2."""
-        sys.stderr.write(f"nsvq: error: {parser_message(message)}\n")
+        sys.stderr.write(f"nsvq: error: {parser_message(message, ex, CHOICES, self._all_options())}\n")
         raise SystemExit(2)
+
+    def _all_options(self) -> list[str]:
+        parsers: list[Any] = [self]
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                parsers += action.choices.values()
+        return list(dict.fromkeys(action.dest for parser in parsers for action in parser._actions))
 
 
 class CLI(LightningCLI):
@@ -69,7 +102,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "nsvq"},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "nsvq", "allow_abbrev": False},
             args=words,
         )
 
@@ -94,7 +127,7 @@ class CLI(LightningCLI):
         for name, watcher in WATCHERS.items():
             parser.add_argument(
                 f"--{name}",
-                type=watcher | None,  # type: ignore[operator]
+                type=watcher | None,
                 default={"class_path": f"nsvq.callbacks.{watcher.__name__}"},
                 help=f"Settings of {watcher.__name__}; null switches it off.",
             )
@@ -105,9 +138,7 @@ class CLI(LightningCLI):
         if config.trainer.fast_dev_run:
             return
         experiment = config.experiment or config.model.class_path.rsplit(".", 1)[-1].lower()
-        self.run_folder = self._resumed_folder() or create_run_folder(
-            Path(config.runs_dir), experiment, config.version
-        )
+        self.run_folder = self._resumed_folder() or create_run_folder(Path(config.runs_dir), experiment, config.version)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger"):

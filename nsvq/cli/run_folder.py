@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from nsvq.callbacks import truncate
 
@@ -66,13 +66,13 @@ def _next_version(parent: Path) -> Path:
     while True:
         try:
             (parent / f"version_{number}").mkdir()
-        except FileExistsError:
+        except FileExistsError:  # noqa: PERF203
             number += 1
         else:
             return parent / f"version_{number}"
 
 
-class _AppendingWriter(ExperimentWriter):  # type: ignore[misc]
+class _AppendingWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
         if path.is_file():
@@ -80,7 +80,7 @@ class _AppendingWriter(ExperimentWriter):  # type: ignore[misc]
                 self.metrics_keys = next(csv.reader(file), [])
 
 
-class RunLogger(CSVLogger):  # type: ignore[misc]
+class RunLogger(CSVLogger):
     """Logs to `<run folder>/metrics.csv`, and appends where Lightning's logger would delete an earlier file.
 
     Args:
@@ -94,12 +94,12 @@ class RunLogger(CSVLogger):  # type: ignore[misc]
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer of `metrics.csv`."""
-        if self._experiment is None:
+        if not isinstance(self._experiment, _AppendingWriter):
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment
 
 
-class RunCheckpoint(ModelCheckpoint):  # type: ignore[misc]
+class RunCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint` that also saves the last state when training ends."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

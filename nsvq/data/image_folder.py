@@ -13,8 +13,8 @@ from nsvq.data.transforms import Crop
 class ImageFolder(ImageDataModule):
     """A folder of images, flat or in sub-folders, sorted by relative path.
 
-    Splits come from list files where `val_list` is given, else from shares of the sorted names: a whole number is a
-    count, a number with a point a fraction, None the rest. A missing test split is the validation split.
+    Splits come from list files where `val_list` is given, else from shares of the sorted names: a number above 1 is a
+    count, one in [0, 1] a fraction, None the rest. A missing test split is the validation split.
 
     Args:
         root: The folder; files ending in jpg, jpeg, png, bmp, webp, tif or tiff in it are read.

@@ -10,7 +10,7 @@ import torch
 
 from nsvq.data.files import read_list
 
-Share: TypeAlias = int | float | None
+Share: TypeAlias = float | None
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def split_by_share(
 ) -> SplitNames:
     """Divide names by counts or fractions.
 
-    A share is a count (int), a fraction of all names (float; at least one name unless 0.0), or None for what the
+    A share is a fraction of all names in [0, 1] (at least one name unless 0), a count above 1, or None for what the
     others leave. The three splits are consecutive runs, training first, of the names or of a permutation of them.
 
     Args:
@@ -95,11 +95,9 @@ def _counts(total: int, shares: dict[str, Share]) -> list[int]:
     return [counts.get(name, rest) for name in shares]
 
 
-def _count(total: int, name: str, share: int | float) -> int:
-    if isinstance(share, int):
-        if share < 0:
-            raise ValueError(f"{name}_fraction as a count must not be negative, got {share}")
-        return share
+def _count(total: int, name: str, share: float) -> int:
+    if share > 1 and float(share).is_integer():
+        return int(share)
     if not 0 <= share <= 1:
-        raise ValueError(f"{name}_fraction must lie between 0 and 1, got {share}; a count is a whole number")
+        raise ValueError(f"{name}_fraction must be a fraction in [0, 1] or a whole number above 1, got {share}")
     return max(1, int(share * total + 1e-9)) if share else 0

@@ -40,7 +40,7 @@ def drift_measures(now: ProbeState, before: ProbeState) -> dict[str, float]:
     latents, codes = now.latents.double(), now.codes.double()
     spread = scale(latents)
     drift = _rms_movement(latents, before.latents.double())
-    lag = torch.cat([torch.cdist(rows, latents).amin(dim=1) for rows in codes.split(ROWS_AT_ONCE)]).mean()
+    lag = torch.cat([torch.cdist(rows, latents).amin(dim=1) for rows in torch.split(codes, ROWS_AT_ONCE)]).mean()
     measures = {
         "drift_rms": drift,
         "drift_relative": drift / spread,

@@ -115,7 +115,7 @@ def test_resizing_is_antialiased(tmp_path, write_image):
 def test_random_crops_are_for_training_alone_and_follow_the_global_seed(tmp_path):
     pixels = gradient(tmp_path / "a.png", 40, 30)
     gradient(tmp_path / "b.png", 40, 30)
-    data = ready(tmp_path, batch_size=1, resize=None, train_crop="random", val_fraction=1)
+    data = ready(tmp_path, batch_size=1, resize=None, train_crop="random", val_fraction=1.0, train_fraction=1.0)
     torch.manual_seed(0)
     crops = [as_levels(data.splits.train[0]) for _ in range(20)]
     corners = {(int(crop[0, 0, 1]), int(crop[0, 0, 0])) for crop in crops}
