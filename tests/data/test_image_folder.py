@@ -115,7 +115,7 @@ def test_resizing_is_antialiased(tmp_path, write_image):
 def test_random_crops_are_for_training_alone_and_follow_the_global_seed(tmp_path):
     pixels = gradient(tmp_path / "a.png", 40, 30)
     gradient(tmp_path / "b.png", 40, 30)
-    data = ready(tmp_path, batch_size=1, resize=None, train_crop="random", val_fraction=1.0, train_fraction=1.0)
+    data = ready(tmp_path, batch_size=1, resize=None, train_crop="random", val_fraction=0.5)
     torch.manual_seed(0)
     crops = [as_levels(data.splits.train[0]) for _ in range(20)]
     corners = {(int(crop[0, 0, 1]), int(crop[0, 0, 0])) for crop in crops}
@@ -130,7 +130,7 @@ def test_random_crops_are_for_training_alone_and_follow_the_global_seed(tmp_path
 def test_mirroring_is_for_training_alone_and_off_by_default(tmp_path):
     gradient(tmp_path / "a.png", 8, 8)
     gradient(tmp_path / "b.png", 8, 8)
-    options = {"batch_size": 1, "val_fraction": 1}
+    options = {"batch_size": 1, "val_fraction": 0.5}
     mirrored = ready(tmp_path, horizontal_flip=True, **options)
     assert {int(as_levels(mirrored.splits.train[0])[0, 0, 0]) for _ in range(20)} == {0, 7}
     assert {int(as_levels(mirrored.splits.val[0])[0, 0, 0]) for _ in range(20)} == {0}
