@@ -43,6 +43,7 @@ for noise in (
 # Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
+DESCRIPTION = "Train and watch vector-quantized autoencoders. `nsvq compare RUNS…` tabulates and draws finished runs."
 WATCHERS: dict[str, type[Callback]] = {
     "codebook_health": CodebookHealth,
     "encoder_drift": EncoderDrift,
@@ -102,7 +103,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "nsvq", "allow_abbrev": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": "nsvq", "allow_abbrev": False, "description": DESCRIPTION},
             args=words,
         )
 
