@@ -102,6 +102,8 @@ class QuantizationError(Metric):
 
     def compute(self) -> Tensor:
         """Return the relative error, scalar; nan without tokens or where all latents are equal."""
-        variance = self.square_sum / self.tokens - (self.latent_sum / self.tokens).square().sum()
+        mean_square = self.square_sum / self.tokens
+        variance = mean_square - (self.latent_sum / self.tokens).square().sum()
         error = self.error / self.tokens / variance
-        return torch.where(variance > 0, error, torch.nan)
+        # Equal latents leave a variance of rounding errors.
+        return torch.where(variance > 1e-12 * mean_square, error, torch.nan)
