@@ -35,9 +35,9 @@ def plain_message(error: BaseException) -> str | None:
             if files and Path(files[-1]).is_relative_to(PACKAGE):
                 return _one_line(text.strip().splitlines()[-1].split(": ", 1)[-1])
         frames = traceback.extract_tb(link.__traceback__)
-        if frames and Path(frames[-1].filename).is_relative_to(PACKAGE):
+        if frames and _refuses(Path(frames[-1].filename)):
             return _one_line(text)
-    return None
+    return _refusal_in_union(str(error)) if isinstance(error, REFUSALS) else None
 
 
 def parser_message(
@@ -69,7 +69,19 @@ def parser_message(
         return _unknown(option, match[2], [choice.strip().strip("'\"") for choice in match[1].split(",")])
     if match := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*)", message):
         return f"{key}: expected {match[1]}, got {match[2].strip()}"
-    return _one_line(re.split(r"\n\s*Given value type", message)[0])
+    return _refusal_in_union(message) or _one_line(re.split(r"\n\s*Given value type", message)[0])
+
+
+def _refuses(file: Path) -> bool:
+    """Whether errors raised in a file speak of the user's input: ours, and Lightning's of its trainer's arguments."""
+    return file.is_relative_to(PACKAGE) or "lightning/pytorch/trainer/connectors" in file.as_posix()
+
+
+def _refusal_in_union(message: str) -> str | None:
+    """Find, in jsonargparse's list of why no member of a union took a value, the member that refused it by its range."""
+    reasons = re.findall(r"^\s*- (.+)$", message, re.MULTILINE) if "Errors:" in message else []
+    reasons = [reason for reason in reasons if not re.match(r"Expected an? |Does not validate|Not a valid", reason)]
+    return _one_line(reasons[0]) if reasons else None
 
 
 def _unknown(what: str, given: str, known: Sequence[str]) -> str:

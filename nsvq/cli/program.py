@@ -103,7 +103,12 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+", "prog": "nsvq", "allow_abbrev": False, "description": DESCRIPTION},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "prog": "nsvq",
+                "allow_abbrev": False,
+                "description": DESCRIPTION,
+            },
             args=words,
         )
 
