@@ -86,9 +86,9 @@ class Run:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file() or path.stat().st_size == 0:
-        return pd.DataFrame()
-    frame: pd.DataFrame = pd.read_csv(path)
+    frame: pd.DataFrame = pd.DataFrame()
+    if path.is_file() and path.stat().st_size > 0:
+        frame = pd.read_csv(path)
     return frame
 
 

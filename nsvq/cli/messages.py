@@ -78,7 +78,7 @@ def _refuses(file: Path) -> bool:
 
 
 def _refusal_in_union(message: str) -> str | None:
-    """Find, in jsonargparse's list of why no member of a union took a value, the member that refused it by its range."""
+    """Find the reason of our own in jsonargparse's list of why no member of a union took a value."""
     reasons = re.findall(r"^\s*- (.+)$", message, re.MULTILINE) if "Errors:" in message else []
     reasons = [reason for reason in reasons if not re.match(r"Expected an? |Does not validate|Not a valid", reason)]
     return _one_line(reasons[0]) if reasons else None

@@ -48,7 +48,12 @@ def test_a_misspelt_key_in_a_file_is_refused(refusal, experiments, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(["fitt"], "fitt"), ([], "fit,validate,test,predict"), (["fit"], "data"), (["fit", "--config", "no.yaml"], "no.yaml")],
+    [
+        (["fitt"], "fitt"),
+        ([], "fit,validate,test,predict"),
+        (["fit"], "data"),
+        (["fit", "--config", "no.yaml"], "no.yaml"),
+    ],
 )
 def test_a_command_that_cannot_be_is_refused(refusal, words, part):
     assert part in refusal(*words)

@@ -46,12 +46,16 @@ def test_random_is_the_seeds_and_served_sorted():
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_fraction_out_of_range_is_refused(share):
-    with pytest.raises(ValueError, match=f"val_fraction must be a fraction in .0, 1. or a whole number above 1, got {share}"):
+    with pytest.raises(
+        ValueError, match=rf"val_fraction must be a fraction in \[0, 1\] or a whole number above 1, got {share}"
+    ):
         shares(val=share)
 
 
 def test_impossible_shares_are_explained():
-    with pytest.raises(ValueError, match="test_fraction must be a fraction in .0, 1. or a whole number above 1, got -1"):
+    with pytest.raises(
+        ValueError, match=r"test_fraction must be a fraction in \[0, 1\] or a whole number above 1, got -1"
+    ):
         shares(test=-1)
     with pytest.raises(ValueError, match="more than the 100 images there are: train 80, val 30, test 0"):
         shares(train=80, val=30)
