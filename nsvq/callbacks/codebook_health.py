@@ -1,5 +1,6 @@
 """Codebook health: which codes are used, and how well they fit."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from nsvq.callbacks.curves import record, record_counts
 from nsvq.callbacks.protocols import tokenizer
+from nsvq.distributed import all_reduce_sum, rank
 from nsvq.metrics import CodebookUsage, QuantizationError
 
 LOGGED = ("codebook_utilization", "codebook_utilization_ceiling", "perplexity", "dead_code_fraction", "tokens")
@@ -48,7 +50,7 @@ class CodebookHealth(Callback):
         assert isinstance(quantizer, nn.Module)
         for split in ("train", "val", "test"):
             self._usage[split] = CodebookUsage(quantizer.codebook_size)
-        self._hook = quantizer.register_forward_hook(self._observe)
+        self._hook = quantizer.register_forward_hook(partial(self._observe, pl_module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
@@ -57,7 +59,7 @@ class CodebookHealth(Callback):
             self._hook = None
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Count what follows as training."""
+        """Count what follows as training, except what runs in evaluation mode."""
         self._split = "train"
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -93,9 +95,23 @@ class CodebookHealth(Callback):
         """Report the test pass."""
         self._report(trainer, pl_module, "test")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window that is not full yet; with several processes only this one's share of it."""
+        if "train" not in self._usage:
+            return {}
+        return {"batches": self._batches, "counts": self._usage["train"].counts.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the window of a checkpoint; its counts are rank 0's."""
+        if state_dict:
+            self._batches = state_dict["batches"]
+            if rank() == 0:
+                self._usage["train"].counts += state_dict["counts"]
+
     @torch.no_grad()
-    def _observe(self, quantizer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._split is None:
+    def _observe(self, module: LightningModule, quantizer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        # Other callbacks may encode a probe set or pictures between training batches.
+        if self._split is None or (self._split == "train" and not module.training):
             return
         self._usage[self._split].to(output.indices.device).update(output.indices)
         if self._split != "train":
@@ -116,7 +132,7 @@ class CodebookHealth(Callback):
             error = float(self._error[split].compute())
             values[f"{split}/quantization_error"] = error
             self._error[split].reset()
-            record_counts(trainer, split, usage.counts)
+            record_counts(trainer, split, all_reduce_sum(usage.counts))
         usage.reset()
         pl_module.log_dict(values)
         row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "split": split}

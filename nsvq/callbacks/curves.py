@@ -90,13 +90,16 @@ def record_counts(trainer: Trainer, split: str, counts: Tensor) -> None:
 
 
 def truncate(path: Path, last_step: int) -> None:
-    """Drop a CSV file's rows whose column `step` lies beyond a step, and a last row that was cut short.
+    """Drop a CSV file's rows whose column `step` lies beyond a step, and a last line that was cut short.
 
     Args:
         path: A CSV file with a header line and a column `step`.
         last_step: The last step that stays.
     """
     header, *lines = path.read_text().splitlines(keepends=True) or [""]
+    if not header.endswith("\n"):
+        path.write_text("")
+        return
     columns = header.rstrip("\r\n").split(",")
     step = columns.index("step")
     kept = [

@@ -1,5 +1,6 @@
 """Dead-code replacement: the baseline that no comparison may leave out."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -78,7 +79,7 @@ class DeadCodeReplacement(Callback):
         self._counts = self._counts.to(pl_module.device)
         self._unused = self._unused.to(pl_module.device)
         self._last_step = trainer.global_step
-        self._hook = quantizer.register_forward_hook(self._observe)
+        self._hook = quantizer.register_forward_hook(partial(self._observe, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening."""
@@ -115,8 +116,9 @@ class DeadCodeReplacement(Callback):
         """Take up the counting of a checkpoint."""
         self._unused, self._counts = state_dict["unused"], state_dict["counts"]
 
-    def _observe(self, quantizer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._training:
+    def _observe(self, module: LightningModule, quantizer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        # Other callbacks may encode a probe set or pictures between training batches.
+        if self._training and module.training:
             self._counts += torch.bincount(output.indices.flatten(), minlength=len(self._counts))
             self._batch = inputs[0].detach()
 
@@ -132,9 +134,10 @@ class DeadCodeReplacement(Callback):
             noise = torch.randn(codes.shape, generator=generator, dtype=torch.float64).to(codes)
             copies: Tensor = codes[chosen.to(codes.device)] + self.noise * spread * noise
             return copies
-        places = torch.randint(len(latents) * world_size(), (size,), generator=generator).to(latents.device)
-        mine = places // len(latents) == rank()
-        own = torch.where(mine[:, None], latents[places % len(latents)], 0)
+        # Each code is drawn by one rank, whose batch may be smaller than the others'.
+        drawing_rank = torch.randint(world_size(), (size,), generator=generator).to(latents.device)
+        places = torch.randint(len(latents), (size,), generator=generator).to(latents.device)
+        own = torch.where((drawing_rank == rank())[:, None], latents[places], 0)
         return all_reduce_sum(own)
 
     def _replace(self, trainer: Trainer, quantizer: Any, dead: Tensor, vectors: Tensor) -> None:

@@ -41,12 +41,14 @@ class EncoderDrift(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fetch the probe set."""
         tokenizer(pl_module, "quantizer", "encode")
-        datamodule = getattr(trainer, "datamodule", None)
-        loader = (datamodule or pl_module).val_dataloader()
+        # The loader as the user gave it: the trainer's own copy holds another share of the images on each rank.
+        source = trainer.fit_loop.epoch_loop.val_loop._data_source
+        loaders = source.dataloader() if source.is_defined() else []
+        first, *_ = loaders if isinstance(loaders, (list, tuple)) and loaders else [loaders]
         batches: list[Tensor] = []
         # Making a loader's iterator may draw a number, and training must not depend on being watched.
         with torch.random.fork_rng(devices=[]):
-            for batch in loader:
+            for batch in first:
                 batches.append(images_of(batch))
                 if sum(map(len, batches)) >= self.num_images:
                     break

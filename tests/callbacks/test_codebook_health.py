@@ -1,0 +1,126 @@
+"""Codebook health: what is counted, when, and under which names."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from nsvq.callbacks import CodebookHealth, CurvesOnDisk, EncoderDrift
+from nsvq.distributed import rank
+from nsvq.quantizers import VanillaVQ
+
+TRAIN = [1, 1, 2, 3, 4, 4, 4, 4, 5, 5]  # five batches of two tokens
+VALIDATION = [0, 0, 0, 5]
+PERPLEXITY = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+
+
+def test_a_validation_pass_equals_a_count_by_hand(foreign, fit, spell):
+    # Each latent lies 0.5 beside its code; the numbers 0, 0, 0, 5 have the variance 25·3/16.
+    trainer = fit(foreign(), spell(TRAIN), spell(VALIDATION, second_channel=0.5), [CodebookHealth()])
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert logged == pytest.approx(
+        {
+            "val/codebook_utilization": 2 / 8,
+            "val/codebook_utilization_ceiling": 1 - (7 / 8) ** 4,
+            "val/perplexity": PERPLEXITY,
+            "val/dead_code_fraction": 6 / 8,
+            "val/tokens": 4,
+            "val/quantization_error": 0.25 / (25 * 3 / 16),
+        }
+    )
+
+
+def test_training_is_counted_in_windows_that_do_not_overlap(foreign, fit, spell, rows):
+    trainer = fit(foreign(), spell(TRAIN), spell(VALIDATION), [CodebookHealth(train_window=2), CurvesOnDisk()])
+    windows = [row for row in rows("codebook") if row["split"] == "train"]
+    assert [row["step"] for row in windows] == [2, 4]
+    assert [row["tokens"] for row in windows] == [4, 4]
+    assert [row["dead_codes"] for row in windows] == [5, 7]
+    assert [row["perplexity"] for row in windows] == pytest.approx([2**1.5, 1.0])
+    assert all(math.isnan(row["quantization_error"]) for row in windows)
+    logged = {name for name in trainer.callback_metrics if name.startswith("train/")}
+    usage = ("codebook_utilization", "codebook_utilization_ceiling", "perplexity", "dead_code_fraction", "tokens")
+    assert logged == {f"train/{name}" for name in usage}
+
+
+def test_the_sanity_check_is_not_counted_and_passes_do_not_add_up(foreign, fit, spell, rows):
+    callbacks = [CodebookHealth(), CurvesOnDisk()]
+    fit(foreign(), spell(TRAIN), spell(VALIDATION), callbacks, max_epochs=2, num_sanity_val_steps=2)
+    assert [(row["step"], row["split"], row["tokens"]) for row in rows("codebook")] == [(5, "val", 4), (10, "val", 4)]
+
+
+def test_the_counts_on_disk_sum_to_the_tokens(foreign, fit, spell, tmp_path):
+    fit(foreign(), spell(TRAIN), spell(VALIDATION), [CodebookHealth(), CurvesOnDisk()])
+    with np.load(tmp_path / "run" / "curves" / "counts_val_00000005.npz") as file:
+        assert file["counts"].tolist() == [3, 0, 0, 0, 0, 1, 0, 0]
+        assert file["counts"].dtype == np.int64
+
+
+def test_a_test_pass_has_its_own_names(foreign, fit, spell, rows):
+    callbacks = [CodebookHealth(), CurvesOnDisk()]
+    module = foreign()
+    trainer = fit(module, spell(TRAIN), spell(VALIDATION), callbacks)
+    logged = trainer.test(module, DataLoader(spell([1, 2, 3]), batch_size=2), verbose=False)[0]
+    assert logged["test/codebook_utilization"] == pytest.approx(3 / 8)
+    assert logged["test/tokens"] == 3
+    assert [row["split"] for row in rows("codebook")] == ["val", "test"]
+
+
+@pytest.mark.parametrize("drift_first", [True, False])
+def test_the_probe_of_another_callback_is_not_counted(foreign, fit, spell, rows, drift_first):
+    callbacks = [CodebookHealth(train_window=1), EncoderDrift(every_n_steps=1), CurvesOnDisk()]
+    fit(foreign(), spell(TRAIN), spell(VALIDATION), callbacks[::-1] if drift_first else callbacks)
+    assert [row["tokens"] for row in rows("codebook")] == [2, 2, 2, 2, 2, 4]
+
+
+def test_it_stops_listening_after_the_fit(foreign, fit, spell):
+    module = foreign()
+    fit(module, spell(TRAIN), spell(VALIDATION), [CodebookHealth()])
+    assert not module.quantizer._forward_hooks
+
+
+def test_what_cannot_work_is_refused(foreign, fit, spell):
+    with pytest.raises(ValueError, match="train_window must be at least 1, got 0"):
+        CodebookHealth(train_window=0)
+    module = foreign()
+    del module.quantizer
+    with pytest.raises(TypeError, match=r"Foreign has no \.quantizer"):
+        fit(module, spell(TRAIN), spell(VALIDATION), [CodebookHealth()])
+
+
+def validate_share(folder, codes, shares):
+    """Count one validation batch on this rank; return what is logged."""
+    quantizer = VanillaVQ(dim=3, codebook_size=len(codes)).eval()
+    quantizer.codebook = nn.Parameter(codes)
+    logged = {}
+    module = SimpleNamespace(quantizer=quantizer, log_dict=logged.update)
+    trainer = SimpleNamespace(
+        is_global_zero=rank() == 0,
+        log_dir=folder,
+        callbacks=[CurvesOnDisk()],
+        sanity_checking=False,
+        global_step=7,
+        current_epoch=0,
+    )
+    health = CodebookHealth()
+    health.setup(trainer, module, "validate")
+    health.on_validation_batch_start(trainer, module)
+    quantizer(shares[rank()])
+    health.on_validation_batch_end(trainer, module)
+    health.on_validation_epoch_end(trainer, module)
+    return logged
+
+
+def test_two_ranks_log_and_write_the_counts_of_all_tokens(rank_pool, tmp_path):
+    codes = torch.eye(3)
+    shares = [codes[[0, 0, 0]], codes[[2]]]
+    for logged in rank_pool.run(validate_share, tmp_path, codes, shares):
+        assert logged["val/tokens"] == 4
+        assert logged["val/codebook_utilization"] == pytest.approx(2 / 3)
+        assert logged["val/perplexity"] == pytest.approx(PERPLEXITY)
+    with np.load(tmp_path / "curves" / "counts_val_00000007.npz") as file:
+        assert file["counts"].tolist() == [3, 0, 1]
