@@ -33,7 +33,7 @@ quickstart: .venv/runtime ## train vanilla VQ, replacement, NSVQ and TransVQ on 
 	$(BIN)/nsvq compare $(QUICK) --output $(QUICK)
 
 # Each run is a target, so that `make -j2 celeba64 FACES=…` runs two at a time.
-FACE_RUNS := nsvq transvq vanilla replacement ema simvq factorized nsvq-published transvq-published vanilla-lr1
+FACE_RUNS := nsvq nsvq-constant transvq vanilla replacement ema simvq factorized nsvq-published transvq-published vanilla-lr1
 FACE_FIT = OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/celeba64.yaml --data.root "$(FACES)" --runs_dir $(RUNS) \
 	--experiment celeba64-seed$(SEED) --seed_everything $(SEED) --trainer.enable_progress_bar false --version
 
@@ -41,6 +41,7 @@ celeba64: $(FACE_RUNS:%=face-%) ## train every quantizer on a folder of CelebA f
 	$(BIN)/nsvq compare $(RUNS)/celeba64-seed$(SEED) --output $(RUNS)/celeba64-seed$(SEED)
 
 face-%: OPTIONS = --model.quantizer experiments/quantizers/$(subst -,_,$*).yaml
+face-nsvq-constant: OPTIONS = --model.quantizer experiments/quantizers/nsvq.yaml --model.quantizer.bandwidth.kind constant
 face-replacement: OPTIONS = --trainer.callbacks+=DeadCodeReplacement
 face-nsvq-published: OPTIONS = --model.quantizer experiments/quantizers/nsvq_published.yaml --model.codebook_lr_factor 1
 face-vanilla-lr1: OPTIONS = --model.codebook_lr_factor 1

@@ -8,6 +8,8 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from nsvq.callbacks.folder import run_folder
+
 
 class CurvesOnDisk(Callback):
     """Writes the rows that other callbacks record to `<run folder>/curves/`.
@@ -69,10 +71,9 @@ class CurvesOnDisk(Callback):
 
 
 def curves_folder(trainer: Trainer) -> Path | None:
-    """Return where this process writes curves; None on other ranks than 0, in dry runs and without a run folder."""
-    if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or trainer.log_dir is None:
-        return None
-    return Path(trainer.log_dir) / "curves"
+    """Return where this process writes curves; None if it writes none."""
+    folder = run_folder(trainer)
+    return None if folder is None else folder / "curves"
 
 
 def record(trainer: Trainer, curve: str, row: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from nsvq.callbacks.folder import run_folder
 from nsvq.callbacks.protocols import evaluating, images_of, tokenizer
 
 
@@ -40,15 +41,14 @@ class ReconstructionGrid(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and save the grid."""
-        if self._images is None or trainer.sanity_checking or trainer.log_dir is None:
-            return
-        if getattr(trainer, "fast_dev_run", False):
+        folder = run_folder(trainer)
+        if folder is None or self._images is None or trainer.sanity_checking:
             return
         module = tokenizer(pl_module, "quantizer", "encode", "decode")
         with evaluating(trainer, pl_module):
             reconstructions = module.decode(module.quantizer(module.encode(self._images)).quantized)
         grid = draw_grid(self._images, reconstructions)
-        path = Path(trainer.log_dir) / "reconstructions" / f"step_{trainer.global_step:08d}.png"
+        path = folder / "reconstructions" / f"step_{trainer.global_step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_image(grid, path)
         for logger in trainer.loggers:
@@ -83,18 +83,23 @@ class PredictionWriter(Callback):
     def __init__(self) -> None:
         self._indices: list[np.ndarray[Any, Any]] = []
         self._numbers: list[int] = []
+        self._folder = Path()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Create the folder; all ranks learn of rank 0's."""
+        self._folder = Path(trainer.log_dir or ".") / "predictions"
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Write a batch of reconstructions."""
-        folder = self._folder(trainer)
         numbers = trainer.predict_loop.current_batch_indices
         if not numbers:
             first = len(self._numbers)
             numbers = list(range(first, first + len(outputs["indices"])))
         for number, image in zip(numbers, outputs["reconstructions"], strict=True):
-            save_image((image.float() + 1) / 2, folder / f"{number:06d}.png")
+            save_image((image.float() + 1) / 2, self._folder / f"{number:06d}.png")
         self._numbers += numbers
         self._indices.append(outputs["indices"].cpu().numpy())
 
@@ -102,18 +107,12 @@ class PredictionWriter(Callback):
         """Write the indices."""
         if not self._indices:
             return
-        folder = self._folder(trainer)
-        path = folder / f"indices_rank{trainer.global_rank}.npz"
+        path = self._folder / f"indices_rank{trainer.global_rank}.npz"
         np.savez_compressed(path, indices=np.concatenate(self._indices), numbers=np.array(self._numbers))
         names = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "names", None)
         if names is not None and trainer.is_global_zero:
-            (folder / "names.txt").write_text(
+            (self._folder / "names.txt").write_text(
                 "".join(f"{number:06d}.png\t{name}\n" for number, name in enumerate(names))
             )
         if trainer.is_global_zero:
-            print(f"wrote {len(self._numbers)} reconstructions and their indices to {folder}")
-
-    def _folder(self, trainer: Trainer) -> Path:
-        folder = Path(trainer.log_dir or ".") / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+            print(f"wrote {len(self._numbers)} reconstructions and their indices to {self._folder}")

@@ -165,7 +165,7 @@ class CLI(LightningCLI):
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter())
         plain = json.loads(self._parser(self.subcommand).dump(self._config(), format="json"))
-        callbacks.append(RunRecord(plain, ["nsvq", *self.words]))
+        callbacks.append(RunRecord(self.run_folder, plain, ["nsvq", *self.words]))
         return super().instantiate_trainer(logger=loggers or False, callbacks=callbacks, **kwargs)
 
     def _parse_ckpt_path(self) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nsvq.callbacks import truncate
 
@@ -34,13 +35,14 @@ def create_run_folder(root: Path, experiment: str, name: str | None) -> Path:
         name: The run's name; None takes the first free `version_<n>`, safely when several runs start at once.
 
     Returns:
-        The folder. Processes that this one starts for the same run find it in the environment.
+        The folder. Processes that this one starts for the same run find it in the environment; a process of another
+        rank that was started by a launcher creates none and learns of rank 0's from the trainer.
 
     Raises:
         ValueError: If the named folder exists and is not empty.
     """
-    if RUN_FOLDER_VARIABLE in os.environ and "LOCAL_RANK" in os.environ:
-        return Path(os.environ[RUN_FOLDER_VARIABLE])
+    if getattr(rank_zero_only, "rank", 0) > 0:
+        return Path(os.environ.get(RUN_FOLDER_VARIABLE, root / experiment / (name or "version")))
     if name is not None:
         folder = root / experiment / name
         if folder.is_dir() and any(folder.iterdir()):
@@ -115,11 +117,13 @@ class RunRecord(Callback):
     data split.
 
     Args:
+        folder: The run folder; None in a dry run, which leaves no record.
         config: The resolved configuration as plain values.
         command: The command line.
     """
 
-    def __init__(self, config: dict[str, Any], command: list[str]) -> None:
+    def __init__(self, folder: Path | None, config: dict[str, Any], command: list[str]) -> None:
+        self.folder = folder
         self.config = config
         self.command = command
         self._seconds = 0.0
@@ -127,35 +131,31 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the record."""
-        if not trainer.is_global_zero or trainer.fast_dev_run or trainer.log_dir is None:  # type: ignore[attr-defined]
+        if self.folder is None or not trainer.is_global_zero:
             return
         record = environment(self.command, self.config.get("seed_everything"))
         record["data_splits_sha256"] = getattr(getattr(trainer, "datamodule", None), "split_sha256", {})
-        folder = Path(trainer.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "environment.json").write_text(json.dumps(record, indent=2) + "\n")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "environment.json").write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(self.config)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop logged rows beyond the step that training goes on from."""
-        if trainer.log_dir is not None and trainer.is_global_zero:
-            path = Path(trainer.log_dir) / "metrics.csv"
-            if path.is_file():
-                truncate(path, trainer.global_step - 1)
+        if self.folder is not None and trainer.is_global_zero and (self.folder / "metrics.csv").is_file():
+            truncate(self.folder / "metrics.csv", trainer.global_step - 1)
         self._started = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the training's duration to the record."""
-        if trainer.log_dir is None or not trainer.is_global_zero:
+        if self.folder is None or not trainer.is_global_zero:
             return
-        path = Path(trainer.log_dir) / "environment.json"
-        if path.is_file():
-            seconds = self._seconds + time.perf_counter() - self._started
-            record = json.loads(path.read_text())
-            record |= {"train_seconds": round(seconds, 3), "train_steps": trainer.global_step}
-            path.write_text(json.dumps(record, indent=2) + "\n")
+        path = self.folder / "environment.json"
+        seconds = self._seconds + time.perf_counter() - self._started
+        record = json.loads(path.read_text())
+        record |= {"train_seconds": round(seconds, 3), "train_steps": trainer.global_step}
+        path.write_text(json.dumps(record, indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seconds trained so far."""

@@ -184,3 +184,16 @@ def test_the_module_runs_as_a_program(experiments):
     assert result.returncode == 2
     assert "did you mean NSVQ?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_run_folder(experiments, tmp_path):
+    words = [*FIT, *METERS, "--data.batch_size=2", "--data.samples_per_epoch=16", "--trainer.limit_val_batches=2"]
+    words += ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--model.quantizer=NSVQ"]
+    script = Path(sys.executable).parent / "nsvq"
+    subprocess.run([script, "fit", "--config", str(experiments / "quickstart.yaml"), *words], check=True, timeout=300)
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
+    codebook = pd.read_csv(folder / "curves" / "codebook.csv")
+    counts = np.load(folder / "curves" / "counts_val_00000008.npz")["counts"]
+    assert counts.sum() == codebook[codebook["split"] == "val"]["tokens"].iloc[-1] == 2 * 2 * 2 * 64
+    assert codebook[codebook["split"] == "train"]["tokens"].tolist() == [2 * 2 * 2 * 64] * 4
