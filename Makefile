@@ -30,7 +30,7 @@ quickstart: .venv/runtime ## train vanilla VQ, replacement, NSVQ and TransVQ on 
 	$(QUICK_FIT) replacement --trainer.callbacks+=DeadCodeReplacement
 	$(QUICK_FIT) nsvq --model.quantizer experiments/quantizers/nsvq.yaml
 	$(QUICK_FIT) transvq --model.quantizer experiments/quantizers/transvq.yaml
-	$(BIN)/nsvq compare $(QUICK) --output $(QUICK)
+	$(BIN)/nsvq compare $(addprefix $(QUICK)/,vanilla-lr1 vanilla replacement nsvq transvq) --output $(QUICK)
 
 # Each run is a target, so that `make -j2 celeba64 FACES=…` runs two at a time.
 FACE_RUNS := nsvq nsvq-constant transvq vanilla replacement ema simvq factorized nsvq-published transvq-published vanilla-lr1

@@ -38,6 +38,8 @@ for noise in (
     "LightningCLI's args parameter",
     "`isinstance.treespec, LeafSpec",
     "The '.*_dataloader' does not have many",
+    # What the watchers log is the same on all ranks already.
+    "It is recommended to use `self.log.'(val|test)/(codebook|perplexity|dead|tokens|quantization)",
 ):
     warnings.filterwarnings("ignore", noise)
 # Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file.

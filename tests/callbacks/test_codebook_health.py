@@ -100,7 +100,8 @@ def validate_share(folder, codes, shares):
     module = SimpleNamespace(quantizer=quantizer, log_dict=logged.update)
     trainer = SimpleNamespace(
         is_global_zero=rank() == 0,
-        log_dir=folder,
+        loggers=[SimpleNamespace(log_dir=folder)],
+        fast_dev_run=0,
         callbacks=[CurvesOnDisk()],
         sanity_checking=False,
         global_step=7,
