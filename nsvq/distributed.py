@@ -36,20 +36,3 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
-
-
-def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
-    """Copy a tensor from one rank to all.
-
-    Args:
-        tensor: The value on the source rank; elsewhere a tensor of the same shape and type. It is left unchanged.
-        source: The rank whose value counts.
-
-    Returns:
-        The source's tensor on every rank; the tensor itself without a group.
-    """
-    if not is_distributed():
-        return tensor
-    copy = tensor.clone()
-    dist.broadcast(copy, source)
-    return copy

@@ -21,12 +21,19 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
         (codes), `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds`
         of training with all meters on and `seconds_per_step`; nan where a run did not measure it.
     """
-    table: pd.DataFrame = pd.DataFrame([_row(run) for run in runs])
+    table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, _labels(runs), strict=True)])
     return table
 
 
-def _row(run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": run.name, "method": run.method, "K": run.codebook_size, "seed": run.seed}
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their folders, with the experiment's folder where that alone is ambiguous."""
+    names = [run.name for run in runs]
+    longer = [f"{run.folder.resolve().parent.name}/{run.name}" for run in runs]
+    return names if len(set(names)) == len(names) else longer
+
+
+def _row(run: Run, label: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": label, "method": run.method, "K": run.codebook_size, "seed": run.seed}
     validations = run.codebook[run.codebook["split"] == "val"] if "split" in run.codebook else pd.DataFrame()
     last = validations.iloc[-1].to_dict() if len(validations) else {}
     nan = float("nan")
@@ -86,8 +93,8 @@ def comparison_figure(runs: Sequence[Run]) -> Figure:
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     utilization, error, drift = figure.subplots(1, 3)
-    for number, run in enumerate(runs):
-        style = {"color": f"C{number % 10}", "label": run.name, "linestyle": "-" if number < 10 else "--"}
+    for number, (run, label) in enumerate(zip(runs, _labels(runs), strict=True)):
+        style = {"color": f"C{number % 10}", "label": label, "linestyle": "-" if number < 10 else "--"}
         if "split" in run.codebook:
             validation = run.codebook[run.codebook["split"] == "val"]
             utilization.plot(validation["step"], 100 * validation["codebook_utilization"], marker=".", **style)

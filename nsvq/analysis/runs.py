@@ -103,7 +103,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If a path holds no run of a quantizer.
+        ValueError: If a path holds no training run of a quantizer.
     """
     runs: list[Run] = []
     for path in paths:
@@ -119,6 +119,9 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def _is_run(config: Path) -> bool:
     try:
         content = yaml.safe_load(config.read_text())
-        return "class_path" in content["model"]["init_args"]["quantizer"]
+        if "class_path" not in content["model"]["init_args"]["quantizer"]:
+            return False
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         return False
+    # `validate`, `test` and `predict` leave folders too.
+    return "nsvq fit" in Run(config.parent).environment.get("command", "nsvq fit")

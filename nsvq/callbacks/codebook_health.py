@@ -45,7 +45,7 @@ class CodebookHealth(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start to listen to the quantizer."""
-        self.teardown(trainer, pl_module, stage)
+        self._unhook()
         quantizer = tokenizer(pl_module, "quantizer").quantizer
         assert isinstance(quantizer, nn.Module)
         for split in ("train", "val", "test"):
@@ -54,9 +54,11 @@ class CodebookHealth(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._unhook()
+
+    def on_exception(self, *_: Any) -> None:
+        """Stop listening."""
+        self._unhook()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Count what follows as training, except what runs in evaluation mode."""
@@ -107,6 +109,11 @@ class CodebookHealth(Callback):
             self._batches = state_dict["batches"]
             if rank() == 0:
                 self._usage["train"].counts += state_dict["counts"]
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     @torch.no_grad()
     def _observe(self, module: LightningModule, quantizer: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -79,13 +79,16 @@ class DeadCodeReplacement(Callback):
         self._counts = self._counts.to(pl_module.device)
         self._unused = self._unused.to(pl_module.device)
         self._last_step = trainer.global_step
+        self._unhook()
         self._hook = quantizer.register_forward_hook(partial(self._observe, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._unhook()
+
+    def on_exception(self, *_: Any) -> None:
+        """Stop listening."""
+        self._unhook()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Listen to the training batch."""
@@ -115,6 +118,11 @@ class DeadCodeReplacement(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the counting of a checkpoint."""
         self._unused, self._counts = state_dict["unused"], state_dict["counts"]
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def _observe(self, module: LightningModule, quantizer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         # Other callbacks may encode a probe set or pictures between training batches.

@@ -91,7 +91,8 @@ class EncoderDrift(Callback):
         assert self._probe is not None
         module = tokenizer(pl_module)
         with evaluating(trainer, pl_module):
-            latents = module.encode(self._probe.to(pl_module.device))
+            probe = trainer.precision_plugin.convert_input(self._probe.to(pl_module.device))
+            latents = module.encode(probe)
             indices = module.quantizer(latents).indices.flatten()
             searched, codes = module.quantizer.search_space(latents)
             return ProbeState(searched.clone(), codes.clone(), indices)

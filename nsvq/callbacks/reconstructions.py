@@ -1,11 +1,13 @@
 """Pictures: reconstruction grids and predictions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
@@ -73,7 +75,7 @@ def draw_grid(images: Tensor, reconstructions: Tensor) -> Tensor:
     return grid
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(BasePredictionWriter):
     """Writes what `predict` returns: `predictions/<number>.png`, `indices_rank<r>.npz` and the files' names.
 
     The archive holds `indices` (N, h, w), int64, and `numbers` (N,), the images' places in the data set, which name the
@@ -81,6 +83,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self) -> None:
+        super().__init__(write_interval="batch")
         self._indices: list[np.ndarray[Any, Any]] = []
         self._numbers: list[int] = []
         self._folder = Path()
@@ -90,18 +93,22 @@ class PredictionWriter(Callback):
         self._folder = Path(trainer.log_dir or ".") / "predictions"
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         """Write a batch of reconstructions."""
-        numbers = trainer.predict_loop.current_batch_indices
-        if not numbers:
-            first = len(self._numbers)
-            numbers = list(range(first, first + len(outputs["indices"])))
-        for number, image in zip(numbers, outputs["reconstructions"], strict=True):
+        numbers = list(batch_indices or [])
+        for number, image in zip(numbers, prediction["reconstructions"], strict=True):
             save_image((image.float() + 1) / 2, self._folder / f"{number:06d}.png")
         self._numbers += numbers
-        self._indices.append(outputs["indices"].cpu().numpy())
+        self._indices.append(prediction["indices"].cpu().numpy())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the indices."""
@@ -111,8 +118,7 @@ class PredictionWriter(Callback):
         np.savez_compressed(path, indices=np.concatenate(self._indices), numbers=np.array(self._numbers))
         names = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "names", None)
         if names is not None and trainer.is_global_zero:
-            (self._folder / "names.txt").write_text(
-                "".join(f"{number:06d}.png\t{name}\n" for number, name in enumerate(names))
-            )
+            lines = [f"{number:06d}.png\t{name}\n" for number, name in enumerate(names)]
+            (self._folder / "names.txt").write_text("".join(lines))
         if trainer.is_global_zero:
-            print(f"wrote {len(self._numbers)} reconstructions and their indices to {self._folder}")
+            print(f"wrote reconstructions and their indices to {self._folder}")

@@ -31,11 +31,11 @@ def plain_message(error: BaseException) -> str | None:
             continue
         text = str(link)
         if re.match(r"Caught \w+ in DataLoader worker process", text):
-            files = re.findall(r'File "([^"]+)", line', text)
-            if files and Path(files[-1]).is_relative_to(PACKAGE):
+            steps = re.findall(r'File "([^"]+)", line \d+, in .*\n\s*(.*)', text)
+            if steps and _refuses(*steps[-1]):
                 return _one_line(text.strip().splitlines()[-1].split(": ", 1)[-1])
         frames = traceback.extract_tb(link.__traceback__)
-        if frames and _refuses(Path(frames[-1].filename)):
+        if frames and _refuses(frames[-1].filename, frames[-1].line or ""):
             return _one_line(text)
     return _refusal_in_union(str(error)) if isinstance(error, REFUSALS) else None
 
@@ -69,12 +69,20 @@ def parser_message(
         return _unknown(option, match[2], [choice.strip().strip("'\"") for choice in match[1].split(",")])
     if match := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*)", message):
         return f"{key}: expected {match[1]}, got {match[2].strip()}"
+    if "Errors:" in message and (match := re.search(r"Given value: (\S+)\s*$", message)):
+        expected = re.findall(r"Expected an? <class '(\w+)'>", message)
+        expected += [word for words in re.findall(r"Literal\[([^\]]+)\]", message) for word in words.split(", ")]
+        kinds = ", ".join(dict.fromkeys(word.strip("'") for word in expected if word != "NoneType"))
+        if kinds and not _refusal_in_union(message):
+            return f"{key}: expected one of {kinds}; got {match[1]}"
     return _refusal_in_union(message) or _one_line(re.split(r"\n\s*Given value type", message)[0])
 
 
-def _refuses(file: Path) -> bool:
-    """Whether errors raised in a file speak of the user's input: ours, and Lightning's of its trainer's arguments."""
-    return file.is_relative_to(PACKAGE) or "lightning/pytorch/trainer/connectors" in file.as_posix()
+def _refuses(file: str, line: str) -> bool:
+    """Whether a line refuses the user's input: a raise of ours, or of Lightning's about how it is used."""
+    path = Path(file)
+    ours = path.is_relative_to(PACKAGE) or "lightning/pytorch/" in path.as_posix()
+    return ours and line.startswith("raise ")
 
 
 def _refusal_in_union(message: str) -> str | None:

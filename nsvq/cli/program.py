@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 # Lightning calls functions that jsonargparse deprecates; the bound below 5 in pyproject.toml keeps them alive.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+import torch
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -66,6 +69,7 @@ CHOICES = {
     "encoder": [name for name in nsvq.networks.__all__ if name.endswith("Encoder")],
     "decoder": [name for name in nsvq.networks.__all__ if name.endswith("Decoder")],
     "codebook_loss": _names(nsvq.quantizers, nsvq.quantizers.CodebookLoss),
+    "optimizer": [name for name, member in vars(torch.optim).items() if isinstance(member, type)],
     "callbacks": [*(watcher.__name__ for watcher in WATCHERS.values()), DeadCodeReplacement.__name__],
 }
 
@@ -146,12 +150,31 @@ class CLI(LightningCLI):
         if config.trainer.fast_dev_run:
             return
         experiment = config.experiment or config.model.class_path.rsplit(".", 1)[-1].lower()
-        self.run_folder = self._resumed_folder() or create_run_folder(Path(config.runs_dir), experiment, config.version)
+        named = Path(config.runs_dir) / experiment / config.version if config.version is not None else None
+        if config.ckpt_path == "last":
+            if named is None:
+                raise ValueError("--ckpt_path last means a named run's: give its --version too, or the file's path")
+            last = named / "checkpoints" / "last.ckpt"
+            config.ckpt_path = str(last) if last.is_file() else None
+            config.version = config.version if self.subcommand == "fit" else None
+        self.run_folder = self._resumed_folder(named) or create_run_folder(
+            Path(config.runs_dir), experiment, config.version
+        )
+        # Where a run lies is no part of what it is: its config.yaml can be run again.
+        config.version = None
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger"):
+            if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and self.run_folder.is_dir():
                 logger.init_args.id = wandb_run_id(self.run_folder)
                 logger.init_args.save_dir = str(self.run_folder)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer, and check the checkpoint."""
+        with self._leaving_no_empty_folder():
+            super().instantiate_classes()
+            path = self._config().get("ckpt_path")
+            if path is not None:
+                check_checkpoint(Path(path), self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's logger first and the watchers attached."""
@@ -164,7 +187,7 @@ class CLI(LightningCLI):
         callbacks = config.trainer.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         callbacks += [config[name] for name in WATCHERS if config[name] is not None]
-        if self.subcommand == "predict":
+        if self.subcommand == "predict" and self.run_folder is not None:
             callbacks.append(PredictionWriter())
         plain = json.loads(self._parser(self.subcommand).dump(self._config(), format="json"))
         callbacks.append(RunRecord(self.run_folder, plain, ["nsvq", *self.words]))
@@ -175,17 +198,33 @@ class CLI(LightningCLI):
         return
 
     def _run_subcommand(self, subcommand: str) -> None:
-        path = self._config().get("ckpt_path")
-        if path is not None and path not in ("last", "best", "hpc", "registry"):
-            check_checkpoint(Path(path), self.model)
-        super()._run_subcommand(subcommand)
+        with self._leaving_no_empty_folder():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _leaving_no_empty_folder(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            if self.run_folder is not None and self.run_folder.is_dir() and not any(self.run_folder.iterdir()):
+                self.run_folder.rmdir()
+            raise
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            # They are on disk; in memory a whole data set of pictures would pile up.
+            kwargs["return_predictions"] = False
+        return kwargs
 
     def _config(self) -> Namespace:
         return self.config[self.config["subcommand"]]
 
-    def _resumed_folder(self) -> Path | None:
-        config = self._config()
-        if self.subcommand != "fit" or not config.ckpt_path or config.version is not None:
+    def _resumed_folder(self, named: Path | None) -> Path | None:
+        """Return the folder of the run that a checkpoint belongs to, unless the user names another."""
+        path = self._config().ckpt_path
+        if self.config["subcommand"] != "fit" or path is None:
             return None
-        folder = Path(config.ckpt_path).parent.parent
-        return folder if (folder / "config.yaml").is_file() else None
+        folder = Path(path).parent.parent
+        is_run = (folder / "config.yaml").is_file()
+        return folder if is_run and (named is None or named.resolve() == folder.resolve()) else None

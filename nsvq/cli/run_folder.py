@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nsvq.callbacks import truncate
 
@@ -40,16 +40,21 @@ def create_run_folder(root: Path, experiment: str, name: str | None) -> Path:
 
     Raises:
         ValueError: If the named folder exists and is not empty.
+        OSError: If the folder cannot be created.
     """
     if getattr(rank_zero_only, "rank", 0) > 0:
         return Path(os.environ.get(RUN_FOLDER_VARIABLE, root / experiment / (name or "version")))
-    if name is not None:
-        folder = root / experiment / name
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"run folder {folder} exists and is not empty: choose another --version or --runs_dir")
+    folder = root / experiment / (name or "")
+    try:
+        if name is None:
+            folder = _next_version(folder)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"run folder {folder} exists and is not empty: choose another --version, or go on with --ckpt_path last"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = _next_version(root / experiment)
+    except OSError as error:
+        raise OSError(f"cannot create a run folder below {root}: {error.strerror}") from error
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
 
@@ -113,8 +118,8 @@ class RunCheckpoint(ModelCheckpoint):
 class RunRecord(Callback):
     """Writes `environment.json`, gives every other logger the resolved config, and cuts the metrics of a resumed run.
 
-    The record holds the command line, the working folder's git commit, versions, the seed and the sha256 of each
-    data split.
+    The record holds the command line, the commit of the git checkout that the package lies in, versions, the seed, the
+    sha256 of each data split and, where the run went on, the earlier command lines.
 
     Args:
         folder: The run folder; None in a dry run, which leaves no record.
@@ -135,8 +140,11 @@ class RunRecord(Callback):
             return
         record = environment(self.command, self.config.get("seed_everything"))
         record["data_splits_sha256"] = getattr(getattr(trainer, "datamodule", None), "split_sha256", {})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "environment.json").write_text(json.dumps(record, indent=2) + "\n")
+        path = self.folder / "environment.json"
+        if path.is_file():
+            earlier = json.loads(path.read_text())
+            record["earlier_commands"] = [*earlier.get("earlier_commands", []), earlier["command"]]
+        path.write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(self.config)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 1024
+BLOCK_ELEMENTS = 2**23
 
 
 class ProbeState(NamedTuple):
@@ -40,7 +40,8 @@ def drift_measures(now: ProbeState, before: ProbeState) -> dict[str, float]:
     latents, codes = now.latents.double(), now.codes.double()
     spread = scale(latents)
     drift = _rms_movement(latents, before.latents.double())
-    lag = torch.cat([torch.cdist(rows, latents).amin(dim=1) for rows in torch.split(codes, ROWS_AT_ONCE)]).mean()
+    blocks = torch.split(codes, max(1, BLOCK_ELEMENTS // len(latents)))
+    lag = torch.cat([torch.cdist(rows, latents).amin(dim=1) for rows in blocks]).mean()
     measures = {
         "drift_rms": drift,
         "drift_relative": drift / spread,

@@ -1,5 +1,6 @@
 """The VQ-VAE as a LightningModule."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,8 @@ from nsvq.metrics import reconstruction_metrics, to_eight_bit
 from nsvq.models.parameters import parameter_groups, scale_learning_rates
 from nsvq.networks import ConvDecoder, ConvEncoder
 from nsvq.quantizers import KernelCodebookLoss, Quantizer, QuantizerOutput
+
+RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
 def _adam(parameters: Any) -> torch.optim.Optimizer:
@@ -38,7 +41,7 @@ class VQVAE(LightningModule):
             the networks' rate.
 
     Raises:
-        ValueError: If a network lacks its channel attribute or a factor is negative.
+        ValueError: If a network lacks its channel attribute, a factor is negative or the loss is unknown.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class VQVAE(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
-        self.distance = {"mse": F.mse_loss, "l1": F.l1_loss}[reconstruction_loss]
+        if reconstruction_loss not in RECONSTRUCTION_LOSSES:
+            raise ValueError(f"reconstruction_loss must be mse or l1, got {reconstruction_loss!r}")
+        self.distance = RECONSTRUCTION_LOSSES[reconstruction_loss]
         self.encoder_lr_factor = encoder_lr_factor
         self.codebook_lr_factor = codebook_lr_factor
         self.val_metrics = reconstruction_metrics("val/")
@@ -133,7 +138,10 @@ class VQVAE(LightningModule):
         groups = parameter_groups(
             self, [self.encoder, self.to_latents], self.quantizer, self.encoder_lr_factor, self.codebook_lr_factor
         )
-        optimizer = scale_learning_rates(self.optimizer(groups))
+        try:
+            optimizer = scale_learning_rates(self.optimizer(groups))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the optimizer refuses its options: {error}") from error
         if self.lr_scheduler is None:
             return optimizer
         scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval}

@@ -53,7 +53,6 @@ class ConvEncoder(nn.Module):
         layers += [ResidualLayer(width) for _ in range(num_residual_layers)]
         self.layers = nn.Sequential(*layers)
         self.out_channels = width
-        self.reduction = 2 ** len(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode images (B, in_channels, H, W) to (B, out_channels, H/f, W/f)."""

@@ -135,4 +135,5 @@ def kernel_codebook_loss(
     Raises:
         ValueError: If the kernel is unknown.
     """
-    return KernelSweep(*_KernelLoss.apply(codes, latents.detach(), kernel, bandwidth, neighbor_weight, block_size))
+    with torch.autocast(latents.device.type, enabled=False):
+        return KernelSweep(*_KernelLoss.apply(codes, latents.detach(), kernel, bandwidth, neighbor_weight, block_size))

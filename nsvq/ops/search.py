@@ -22,15 +22,16 @@ def nearest_codes(latents: Tensor, codes: Tensor, block_size: int | None = None)
     Returns:
         Code indices, int64, shape (N,).
     """
-    dtype = common_dtype(latents, codes)
-    center = codes.to(dtype).mean(dim=0)
-    codes = codes.to(dtype) - center
-    half_norms = codes.square().sum(dim=1) / 2
-    indices = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
-    for block in row_blocks(len(latents), len(codes), dtype, block_size):
-        scores = torch.addmm(half_norms, latents[block].to(dtype) - center, codes.T, alpha=-1)
-        torch.argmin(scores, dim=1, out=indices[block])
-    return lowest_duplicates(codes)[indices]
+    with torch.autocast(latents.device.type, enabled=False):
+        dtype = common_dtype(latents, codes)
+        center = codes.to(dtype).mean(dim=0)
+        codes = codes.to(dtype) - center
+        half_norms = codes.square().sum(dim=1) / 2
+        indices = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
+        for block in row_blocks(len(latents), len(codes), dtype, block_size):
+            scores = torch.addmm(half_norms, latents[block].to(dtype) - center, codes.T, alpha=-1)
+            torch.argmin(scores, dim=1, out=indices[block])
+        return lowest_duplicates(codes)[indices]
 
 
 def lowest_duplicates(codes: Tensor) -> Tensor:

@@ -60,10 +60,12 @@ class Quantizer(nn.Module):
         initial_scale: float | None = None,
     ) -> None:
         super().__init__()
-        _check_at_least("dim", dim, 1)
-        _check_at_least("codebook_size", codebook_size, 1)
-        _check_at_least("commitment_weight", commitment_weight, 0)
-        _check_at_least("codebook_weight", codebook_weight, 0)
+        if type(self) is Quantizer:
+            raise TypeError("Quantizer is the base of all quantizers and quantizes nothing itself: choose a subclass")
+        check_at_least("dim", dim, 1)
+        check_at_least("codebook_size", codebook_size, 1)
+        check_at_least("commitment_weight", commitment_weight, 0)
+        check_at_least("codebook_weight", codebook_weight, 0)
         if initial_scale is not None and not 0 < initial_scale < math.inf:
             raise ValueError(f"initial_scale must be null or a finite number above 0, got {initial_scale}")
         self.dim = dim
@@ -237,6 +239,16 @@ class Quantizer(nn.Module):
             raise ValueError(f"{name} got latents with non-finite values")
 
 
-def _check_at_least(name: str, value: float, minimum: float) -> None:
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Refuse an option's value below its least.
+
+    Args:
+        name: The option.
+        value: Its value.
+        minimum: The least value.
+
+    Raises:
+        ValueError: If the value is below the minimum or not finite.
+    """
     if not minimum <= value < math.inf:
         raise ValueError(f"{name} must be at least {minimum} and finite, got {value}")

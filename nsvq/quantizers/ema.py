@@ -1,11 +1,13 @@
 """EMA VQ: code vectors are running means of their latents."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from nsvq.distributed import all_reduce_sum
-from nsvq.ops import nearest_codes
-from nsvq.quantizers.base import Quantizer, _check_at_least
+from nsvq.ops import common_dtype, nearest_codes
+from nsvq.quantizers.base import Quantizer, check_at_least
 
 
 class EMAVQ(Quantizer):
@@ -42,7 +44,7 @@ class EMAVQ(Quantizer):
         super().__init__(dim, codebook_size, commitment_weight, initial_scale=initial_scale)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        _check_at_least("eps", eps, 0)
+        check_at_least("eps", eps, 0)
         self.decay = decay
         self.eps = eps
         codes = torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size)
@@ -77,6 +79,14 @@ class EMAVQ(Quantizer):
         super().replace_codes(indices, vectors)
         self.cluster_sizes[indices] = 1.0
         self.latent_sums[indices] = self.codebook[indices]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMAVQ":
+        # A step of 1 − γ falls below the resolution of half types, so the sums don't follow the module into them.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in ("cluster_sizes", "latent_sums"):
+            buffer = getattr(self, name)
+            setattr(self, name, buffer.to(common_dtype(buffer)))
+        return self
 
     def scale_codes(self, factor: Tensor) -> None:
         """Multiply code vectors and running sums."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nsvq.ops import call_raised
-from nsvq.quantizers.base import Quantizer, _check_at_least
+from nsvq.quantizers.base import Quantizer, check_at_least
 from nsvq.quantizers.codebook_loss import CodebookLoss
 
 
@@ -34,7 +34,7 @@ class FactorizedVQ(Quantizer):
         codebook_loss: CodebookLoss | None = None,
     ) -> None:
         super().__init__(dim, codebook_size, commitment_weight, codebook_weight, codebook_loss)
-        _check_at_least("code_dim", code_dim, 1)
+        check_at_least("code_dim", code_dim, 1)
         self.code_dim = code_dim
         self.project_in = nn.Linear(dim, code_dim)
         self.project_out = nn.Linear(code_dim, dim)
@@ -58,6 +58,11 @@ class FactorizedVQ(Quantizer):
     def codebook(self) -> Tensor:  # type: ignore[override]
         """Effective code vectors, shape (K, dim)."""
         return self.unproject(self.codes())
+
+    def replace_codes(self, indices: Tensor, vectors: Tensor) -> None:
+        """Set single code vectors, as long as the others are, so that they go on turning as fast."""
+        length = self.code_vectors.detach().norm(dim=1).mean()
+        super().replace_codes(indices, F.normalize(vectors, dim=1) * length)
 
     @property
     def free_codes(self) -> Tensor:

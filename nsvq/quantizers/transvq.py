@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nsvq.ops import call_raised
-from nsvq.quantizers.base import Quantizer, _check_at_least
+from nsvq.quantizers.base import Quantizer, check_at_least
 from nsvq.quantizers.codebook_loss import CodebookLoss
 from nsvq.quantizers.codebook_transformer import CodebookTransformer
 
@@ -54,7 +54,7 @@ class TransVQ(Quantizer):
         super().__init__(dim, codebook_size, commitment_weight, codebook_weight, codebook_loss, initial_scale)
         frozen_dim = dim if frozen_dim is None else frozen_dim
         for name, value in (("frozen_dim", frozen_dim), ("depth", depth), ("width", width), ("num_heads", num_heads)):
-            _check_at_least(name, value, 1)
+            check_at_least(name, value, 1)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got width={width}, num_heads={num_heads}")
         if int(width * mlp_ratio) < 1:

@@ -1,6 +1,6 @@
 """Bad input gets one line and exit code 2."""
 
-import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +28,11 @@ OPTIONS = [
     ("--model.quantizer experiments/quantizers/none.yaml", ["file experiments/quantizers/none.yaml does not exist"]),
     ("--trainer.accelerator gpuu", ["gpuu"]),
     ("--codebook_health.train_window 0", ["train_window must be at least 1, got 0"]),
+    ("--model.quantizer Quantizer", ["Quantizer is the base", "choose a subclass"]),
+    ("--model.optimizer Adm", ["unknown optimizer 'Adm'", "did you mean Adam?"]),
+    ("--trainer.precision bf17", ["trainer.precision: expected one of", "bf16-mixed", "got bf17"]),
+    ("--runs_dir /proc/none", ["cannot create a run folder below /proc/none"]),
+    ("--ckpt_path last", ["give its --version"]),
     ("--ckpt_path none.ckpt", ["checkpoint none.ckpt does not exist"]),
     ("--data ImageFolder --data.root none", ["none", "doesn't exist"]),
 ]
@@ -38,6 +43,12 @@ def test_an_option_that_cannot_be_is_refused(refusal, experiments, words, parts)
     line = refusal("fit", "--config", str(experiments / "quickstart.yaml"), *words.split())
     for part in parts:
         assert part in line
+    assert not any(Path("runs").rglob("version_*"))
+
+
+def test_options_that_the_optimizer_refuses_are_named(refusal, experiments):
+    line = refusal("fit", "--config", str(experiments / "quickstart.yaml"), "--model.optimizer.lr=-1")
+    assert "the optimizer refuses its options: Invalid learning rate: -1" in line
 
 
 def test_a_misspelt_key_in_a_file_is_refused(refusal, experiments, tmp_path):
@@ -167,11 +178,8 @@ def test_compare_refuses_what_holds_no_run(refusal, tmp_path):
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(quickstart, monkeypatch):
-    def broken(*_):
-        return csv.reader(3)
-
-    monkeypatch.setattr("nsvq.models.vqvae.to_eight_bit", broken)
-    with pytest.raises(TypeError, match="iter"):
+    monkeypatch.setattr("nsvq.metrics.codebook.usage_statistics", lambda counts: len(None))
+    with pytest.raises(TypeError, match="no len"):
         quickstart("--trainer.fast_dev_run=1")
 
 

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from nsvq.cli import main
+from nsvq.cli.loading import load_run
 from nsvq.cli.run_folder import create_run_folder
 
 FIT = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1"]
@@ -117,6 +118,41 @@ def test_a_resumed_run_goes_on_in_its_folder_without_repeating_a_step(fit, tmp_p
     assert json.loads((parts / "environment.json").read_text())["train_steps"] == 8
 
 
+def test_a_named_run_goes_on_and_its_config_can_be_run_again(fit, tmp_path):
+    runs = tmp_path / "runs" / "quickstart"
+    fit("--version=a", "--ckpt_path=last", "--trainer.max_steps=3")
+    fit("--version=a", "--ckpt_path=last", "--trainer.max_steps=6")
+    fit("--version=a", "--ckpt_path", str(runs / "a" / "checkpoints" / "last.ckpt"))
+    assert [path.name for path in runs.iterdir()] == ["a"]
+    assert torch.load(runs / "a" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    environment = json.loads((runs / "a" / "environment.json").read_text())
+    assert len(environment["earlier_commands"]) == 2
+    main(["fit", "--config", str(runs / "a" / "config.yaml"), "--ckpt_path=null"])
+    again = torch.load(runs / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    fit("--version=whole")
+    whole = torch.load(runs / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_trained_model_can_be_loaded(fit, tmp_path):
+    fit("--version=a", "--model.quantizer=TransVQ", "--model.quantizer.width=8")
+    folder = tmp_path / "runs" / "quickstart" / "a"
+    model = load_run(folder)
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("quantizer", ["NSVQ", "EMAVQ"])
+def test_every_precision_trains_and_is_watched(fit, tmp_path, precision, quantizer):
+    fit("--version=p", f"--trainer.precision={precision}", f"--model.quantizer={quantizer}", "--trainer.max_steps=4")
+    drift = pd.read_csv(tmp_path / "runs" / "quickstart" / "p" / "curves" / "drift.csv")
+    assert np.isfinite(drift).all(axis=None)
+
+
 def test_validate_test_and_predict_use_a_checkpoint(fit, quickstart, tmp_path):
     fit("--version=trained")
     runs = tmp_path / "runs" / "quickstart"
@@ -150,9 +186,10 @@ def test_wandb_logs_offline_and_keeps_its_id(fit, experiments, tmp_path):
     assert {path.name.rsplit("-", 1)[-1] for path in folder.glob("wandb/offline-run-*")} == {run_id}
 
 
-def test_compare_prints_the_table_and_draws_the_figure(fit, tmp_path, capsys):
+def test_compare_prints_the_table_and_draws_the_figure(fit, quickstart, tmp_path, capsys):
     fit("--version=one")
     fit("--version=two", "--model.quantizer=NSVQ", "--trainer.callbacks+=DeadCodeReplacement")
+    quickstart("--ckpt_path=runs/quickstart/one/checkpoints/last.ckpt", command="validate")
     capsys.readouterr()
     assert main(["compare", "runs/quickstart", "--output", "out"]) == 0
     lines = capsys.readouterr().out.splitlines()

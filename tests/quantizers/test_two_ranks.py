@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from nsvq.distributed import all_reduce_sum, broadcast, rank, world_size
+from nsvq.distributed import all_reduce_sum, rank, world_size
 from nsvq.quantizers import EMAVQ, NSVQ, BandwidthSchedule, KernelCodebookLoss, SimVQ, TransVQ, VanillaVQ
 
 DIM, K, STEPS = 6, 16, 3
@@ -87,20 +87,18 @@ def test_unequal_shares_count_by_their_latents(rank_pool, variant):
 
 def reduced(value):
     local = torch.tensor([float(rank()), value])
-    return local, all_reduce_sum(local), broadcast(local), broadcast(local, source=1), world_size()
+    return local, all_reduce_sum(local), world_size()
 
 
-def test_the_helpers_reduce_and_broadcast_without_touching_their_input(rank_pool):
+def test_the_helpers_reduce_without_touching_their_input(rank_pool):
     results = rank_pool.run(reduced, 2.0)
-    for index, (local, total, from_zero, from_one, size) in enumerate(results):
+    for index, (local, total, size) in enumerate(results):
         assert local.tolist() == [index, 2.0]
         assert total.tolist() == [1.0, 4.0]
-        assert from_zero.tolist() == [0.0, 2.0]
-        assert from_one.tolist() == [1.0, 2.0]
         assert size == 2
 
 
 def test_the_helpers_do_nothing_without_a_group():
-    local, total, from_zero, from_one, size = reduced(2.0)
-    assert total is from_zero is from_one is local
+    local, total, size = reduced(2.0)
+    assert total is local
     assert (size, rank()) == (1, 0)
