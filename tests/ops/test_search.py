@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nsvq.ops import nearest_codes
+from nsvq.ops import KERNELS, kernel_codebook_loss, nearest_codes
 from nsvq.ops.blocks import row_blocks
 
 
@@ -87,3 +87,15 @@ def test_no_latents_give_no_indices():
 def test_the_search_keeps_no_graph():
     codes = torch.randn(6, 4, requires_grad=True)
     assert not nearest_codes(torch.randn(5, 4, requires_grad=True), codes).requires_grad
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_autocast_changes_neither_search_nor_kernel_loss(kernel):
+    latents, codes = torch.randn(400, 16), torch.randn(64, 16)
+    indices = nearest_codes(latents, codes)
+    loss = kernel_codebook_loss(latents, codes, kernel, 1.0, 0.1).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_codes(latents, codes), indices)
+        lowered = kernel_codebook_loss(latents, codes, kernel, 1.0, 0.1)
+    assert torch.equal(lowered.indices, indices)
+    assert torch.equal(lowered.loss, loss)

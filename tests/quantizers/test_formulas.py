@@ -137,3 +137,15 @@ def test_ema_vq():
         torch.testing.assert_close(quantizer.codebook.double(), codes, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(quantizer.cluster_sizes.double(), sizes, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(quantizer.latent_sums.double(), sums, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ema_sums_keep_their_precision_in_a_half_module(dtype):
+    quantizer = EMAVQ(dim=1, codebook_size=1).to(dtype)
+    for _ in range(600):
+        quantizer(torch.full((1000, 1), 2.0, dtype=dtype))
+    # γ^600 of the start's weight 1 at place 0 against 1 − γ^600 of 1000 latents at 2.
+    assert quantizer.codebook.item() == pytest.approx(2.0, rel=5e-3)
+    assert quantizer.cluster_sizes.dtype == torch.float32
+    quantizer(torch.full((70_000, 1), 2.0, dtype=dtype))
+    assert quantizer.codebook.isfinite().all()
