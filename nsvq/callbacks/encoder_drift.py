@@ -2,20 +2,20 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from nsvq.callbacks.curves import record
-from nsvq.callbacks.protocols import evaluating, images_of, tokenizer
+from nsvq.callbacks.probe import probe_images
+from nsvq.callbacks.protocols import evaluating, tokenizer
 from nsvq.metrics import ProbeState, drift_measures
 
 
 class EncoderDrift(Callback):
     """Encodes the same images every few steps and measures how far latents, codes and assignments moved.
 
-    The probe set is the first `num_images` validation images, in the data set's own order and equal on all ranks,
-    encoded in evaluation mode. Measures (see `nsvq.metrics.drift_measures`) are logged under `drift/` and written to
+    The probe set is `num_images` validation images, evenly spread over the data set and equal on all ranks, encoded in
+    evaluation mode. Measures (see `nsvq.metrics.drift_measures`) are logged under `drift/` and written to
     `curves/drift.csv`, whose column `delta_steps` tells how many steps lie between the two states.
 
     Works in any LightningModule with `.quantizer` and `.encode`.
@@ -41,20 +41,7 @@ class EncoderDrift(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fetch the probe set."""
         tokenizer(pl_module, "quantizer", "encode")
-        # The loader as the user gave it: the trainer's own copy holds another share of the images on each rank.
-        source = trainer.fit_loop.epoch_loop.val_loop._data_source
-        loaders = source.dataloader() if source.is_defined() else []
-        first, *_ = loaders if isinstance(loaders, (list, tuple)) and loaders else [loaders]
-        batches: list[Tensor] = []
-        # Making a loader's iterator may draw a number, and training must not depend on being watched.
-        with torch.random.fork_rng(devices=[]):
-            for batch in first:
-                batches.append(images_of(batch))
-                if sum(map(len, batches)) >= self.num_images:
-                    break
-        if not batches:
-            raise ValueError("encoder drift needs validation images for its probe set, and there are none")
-        self._probe = torch.cat(batches)[: self.num_images]
+        self._probe = probe_images(trainer, self.num_images)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the first reference, unless a checkpoint brought one."""

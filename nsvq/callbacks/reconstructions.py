@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from nsvq.callbacks.folder import run_folder
-from nsvq.callbacks.protocols import evaluating, images_of, tokenizer
+from nsvq.callbacks.probe import probe_images
+from nsvq.callbacks.protocols import evaluating, tokenizer
 
 
 class ReconstructionGrid(Callback):
@@ -22,7 +23,7 @@ class ReconstructionGrid(Callback):
     `val/reconstructions`. Works in any LightningModule with `.quantizer`, `.encode` and `.decode`; images in [−1, 1].
 
     Args:
-        num_images: Images in a row, the first of the validation set.
+        num_images: Images in a row, evenly spread over the validation set.
 
     Raises:
         ValueError: If num_images is below 1.
@@ -34,21 +35,17 @@ class ReconstructionGrid(Callback):
         self.num_images = num_images
         self._images: Tensor | None = None
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Keep the first images."""
-        if batch_idx == 0 and trainer.is_global_zero:
-            self._images = images_of(batch)[: self.num_images]
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and save the grid."""
         folder = run_folder(trainer)
-        if folder is None or self._images is None or trainer.sanity_checking:
+        if folder is None or trainer.sanity_checking:
             return
+        if self._images is None:
+            self._images = probe_images(trainer, self.num_images).to(pl_module.device)
         module = tokenizer(pl_module, "quantizer", "encode", "decode")
         with evaluating(trainer, pl_module):
-            reconstructions = module.decode(module.quantizer(module.encode(self._images)).quantized)
+            images = trainer.precision_plugin.convert_input(self._images)
+            reconstructions = module.decode(module.quantizer(module.encode(images)).quantized)
         grid = draw_grid(self._images, reconstructions)
         path = folder / "reconstructions" / f"step_{trainer.global_step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

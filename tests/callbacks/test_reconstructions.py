@@ -33,8 +33,9 @@ def test_three_rows_hold_images_reconstructions_and_their_absolute_error(
     assert path.name == "step_00000001.png"
     shape, (originals, reconstructions, errors) = tiles(path, columns)
     assert shape == (3 * (SIDE + GAP) + GAP, columns * (SIDE + GAP) + GAP, 3)
-    assert np.abs(originals[:, 0, 0] - (images[:columns, :, 0, 0].numpy() + 1) * 127.5).max() <= 1
-    codes = images[:columns, 0, 0, 0].round().clamp(min=0).numpy()
+    shown = images[torch.linspace(0, 5, columns).round().int()]
+    assert np.abs(originals[:, 0, 0] - (shown[:, :, 0, 0].numpy() + 1) * 127.5).max() <= 1
+    codes = shown[:, 0, 0, 0].round().clamp(min=0).numpy()
     assert np.abs(reconstructions[:, 0, 0, 0] - (codes + 1) * 127.5).max() <= 1
     assert np.abs(reconstructions[..., 1:] - 127.5).max() <= 1
     assert np.abs(errors - np.abs(originals - reconstructions)).max() <= 2
