@@ -1,9 +1,20 @@
-"""Checks a checkpoint before a trainer is given it."""
+"""Checkpoints: the last state of a run, and the check before a trainer is given one."""
 
 from pathlib import Path
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint` that also saves the last state when training ends."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final state unless it is saved already."""
+        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 def check_checkpoint(path: Path, model: nn.Module) -> None:

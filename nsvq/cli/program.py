@@ -31,9 +31,11 @@ from nsvq.callbacks import (
     PredictionWriter,
     ReconstructionGrid,
 )
-from nsvq.cli.checkpoints import check_checkpoint
+from nsvq.cli.checkpoints import RunCheckpoint, check_checkpoint
 from nsvq.cli.messages import parser_message
-from nsvq.cli.run_folder import RunCheckpoint, RunLogger, RunRecord, create_run_folder, wandb_run_id
+from nsvq.cli.run_folder import create_run_folder, wandb_run_id
+from nsvq.cli.run_logger import RunLogger
+from nsvq.cli.run_record import RunRecord
 
 # Not for users: what Lightning says of its own internals, and advice about worker processes that is wrong for data sets
 # that are held in memory.

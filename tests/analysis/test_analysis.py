@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from nsvq.analysis import Run, comparison_figure, comparison_table, find_runs, format_table
 from nsvq.callbacks import CodebookHealth, CurvesOnDisk, EncoderDrift
-from nsvq.cli.run_folder import RunLogger
+from nsvq.cli.run_logger import RunLogger
 from nsvq.models import VQVAE
 from nsvq.networks import ConvDecoder, ConvEncoder
 from nsvq.quantizers import VanillaVQ

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from nsvq.callbacks import CodebookHealth, CurvesOnDisk, DeadCodeReplacement, EncoderDrift, truncate
-from nsvq.cli.run_folder import RunLogger
+from nsvq.cli.run_logger import RunLogger
 from nsvq.quantizers import EMAVQ, VanillaVQ
 
 
