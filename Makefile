@@ -49,10 +49,10 @@ face-%: .venv/runtime
 	$(FACE_FIT) $* $(OPTIONS)
 
 test: lint type .venv/dev ## check style and types, run the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 test-slow: .venv/dev ## run the slow tests
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 lint: .venv/dev ## check style
 	$(BIN)/ruff check .

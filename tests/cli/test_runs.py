@@ -234,3 +234,20 @@ def test_two_processes_share_one_run_folder(experiments, tmp_path):
     counts = np.load(folder / "curves" / "counts_val_00000008.npz")["counts"]
     assert counts.sum() == codebook[codebook["split"] == "val"]["tokens"].iloc[-1] == 2 * 2 * 2 * 64
     assert codebook[codebook["split"] == "train"]["tokens"].tolist() == [2 * 2 * 2 * 64] * 4
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "belongs"),
+    [("lightning", "run job", True), ("lightning", "fit --config a.yaml", False), ("nsvq", "run job", False)],
+)
+def test_lightning_sdk_keeps_the_commands_it_would_have_answered(monkeypatch, tmp_path, program, words, belongs):
+    entrypoint = tmp_path / "lightning_sdk" / "cli" / "entrypoint.py"
+    entrypoint.parent.mkdir(parents=True)
+    entrypoint.write_text("def main_cli():\n    raise SystemExit(7)\n")
+    for folder in (tmp_path / "lightning_sdk", entrypoint.parent):
+        (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"/bin/{program}", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code == 7) == belongs
