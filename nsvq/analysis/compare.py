@@ -17,8 +17,8 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
         runs: The runs, one row each.
 
     Returns:
-        `run`, `method`, `K`, `seed`, `step` of the validation, `utilization` and its `ceiling` (shares), `perplexity`
-        (codes), `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds`
+        `run`, `method`, `K`, `seed`, `step` of the validation, `utilization` and its `ceiling` (shares),
+        `training_utilization` (share of codes used in the last full window of training steps), `perplexity` (codes), `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds`
         of training with all meters on and `seconds_per_step`; nan where a run did not measure it.
     """
     table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, _labels(runs), strict=True)])
@@ -34,14 +34,14 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _row(run: Run, label: str) -> dict[str, Any]:
     row: dict[str, Any] = {"run": label, "method": run.method, "K": run.codebook_size, "seed": run.seed}
-    validations = run.codebook[run.codebook["split"] == "val"] if "split" in run.codebook else pd.DataFrame()
-    last = validations.iloc[-1].to_dict() if len(validations) else {}
+    last, training = _last(run, "val"), _last(run, "train")
     nan = float("nan")
     seconds, steps = run.environment.get("train_seconds", nan), run.environment.get("train_steps", nan)
     return row | {
         "step": last.get("step", nan),
         "utilization": last.get("codebook_utilization", nan),
         "ceiling": last.get("codebook_utilization_ceiling", nan),
+        "training_utilization": training.get("codebook_utilization", nan),
         "perplexity": last.get("perplexity", nan),
         "quantization_error": last.get("quantization_error", nan),
         "psnr": run.last("val/psnr"),
@@ -50,6 +50,12 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "seconds": seconds,
         "seconds_per_step": seconds / steps if steps else nan,
     }
+
+
+def _last(run: Run, split: str) -> dict[Any, Any]:
+    rows = run.codebook[run.codebook["split"] == split] if "split" in run.codebook else pd.DataFrame()
+    last: dict[Any, Any] = rows.iloc[-1].to_dict() if len(rows) else {}
+    return last
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -65,6 +71,7 @@ def format_table(table: pd.DataFrame) -> str:
         "step": "{:.0f}",
         "utilization": "{:.1%}",
         "ceiling": "{:.1%}",
+        "training_utilization": "{:.1%}",
         "perplexity": "{:.1f}",
         "quantization_error": "{:.4f}",
         "psnr": "{:.2f}",
@@ -76,7 +83,14 @@ def format_table(table: pd.DataFrame) -> str:
     text = table.copy().astype(object)
     for column, pattern in formats.items():
         text[column] = [pattern.format(value) if value == value else "–" for value in table[column]]
-    text = text.rename(columns={"quantization_error": "quant. error", "psnr": "PSNR/dB", "ssim": "SSIM"})
+    text = text.rename(
+        columns={
+            "training_utilization": "in training",
+            "quantization_error": "quant. error",
+            "psnr": "PSNR/dB",
+            "ssim": "SSIM",
+        }
+    )
     text.columns = [str(column).replace("_", " ") for column in text.columns]
     lines: str = text.to_string(index=False)
     return lines
