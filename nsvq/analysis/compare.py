@@ -18,8 +18,9 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         `run`, `method`, `K`, `seed`, `step` of the validation, `utilization` and its `ceiling` (shares),
-        `training_utilization` (share of codes used in the last full window of training steps), `perplexity` (codes), `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds`
-        of training with all meters on and `seconds_per_step`; nan where a run did not measure it.
+        `training_utilization` (share of codes used in the last full window of training steps), `perplexity` (codes),
+        `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds` of
+        training with all meters on and `seconds_per_step`; nan where a run did not measure it.
     """
     table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, _labels(runs), strict=True)])
     return table
