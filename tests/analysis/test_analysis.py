@@ -132,7 +132,7 @@ def test_the_table_holds_the_last_validation(write_run):
             "step": 20,
             "utilization": 0.375,
             "ceiling": 0.9904,
-        "training_utilization": 1.0,
+            "training_utilization": 1.0,
             "perplexity": 4.25,
             "quantization_error": 0.31234,
             "psnr": 21.456,
