@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nsvq.metrics import ProbeState, drift_measures, scale
-from nsvq.metrics.drift import ROWS_AT_ONCE
 
 
 def state(latents=None, codes=None, indices=None):
@@ -66,8 +65,10 @@ def test_codebook_shift_is_the_codes_root_mean_square_movement():
     assert drift_measures(state(codes=codes), before)["codebook_shift"] == pytest.approx(5 / math.sqrt(6), rel=1e-6)
 
 
-def test_lag_is_the_mean_distance_of_codes_to_their_nearest_latent():
-    codes = torch.randn(ROWS_AT_ONCE + 3, 3)
+@pytest.mark.parametrize("block_elements", [1, 160, 2**23])
+def test_lag_is_the_mean_distance_of_codes_to_their_nearest_latent(monkeypatch, block_elements):
+    monkeypatch.setattr("nsvq.metrics.drift.BLOCK_ELEMENTS", block_elements)
+    codes = torch.randn(11, 3)
     now = state(codes=codes)
     nearest = [min(math.dist(code, latent) for latent in now.latents.tolist()) for code in codes.tolist()]
     expected = sum(nearest) / len(nearest) / float(scale(now.latents))
