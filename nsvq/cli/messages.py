@@ -60,6 +60,8 @@ def parser_message(
         return _unknown("option", match[1], _options_beside(error))
     if match := re.search(r"unrecognized arguments: --([^\s=]+)", message, re.IGNORECASE):
         return _unknown("option", match[1], options)
+    if match := re.search(r"does not accept option '([^']+)'", message):
+        return _unknown("option", match[1], options)
     if match := re.search(r"(?:Expected a dot import path string|Unexpected import path format): (\S+)", message):
         given = match[1]
         if "/" in given or given.endswith((".yaml", ".yml")):
@@ -75,6 +77,8 @@ def parser_message(
         kinds = ", ".join(dict.fromkeys(word.strip("'") for word in expected if word != "NoneType"))
         if kinds and not _refusal_in_union(message):
             return f"{key}: expected one of {kinds}; got {match[1]}"
+    if "Expected a path but" in message:
+        return f"{key}: {_one_line(message.rsplit('- ', 1)[-1])}"
     return _refusal_in_union(message) or _one_line(re.split(r"\n\s*Given value type", message)[0])
 
 

@@ -29,6 +29,8 @@ OPTIONS = [
     ("--trainer.accelerator gpuu", ["gpuu"]),
     ("--codebook_health.train_window 0", ["train_window must be at least 1, got 0"]),
     ("--model.quantizer Quantizer", ["Quantizer is the base", "choose a subclass"]),
+    ("--model.quantizer torch.nn.Linear", ["quantizer: Import path torch.nn.Linear", "not", "subclass of Quantizer"]),
+    ("--model.quantizer nopkg.Foo", ["quantizer:", "No module named 'nopkg'"]),
     ("--model.optimizer Adm", ["unknown optimizer 'Adm'", "did you mean Adam?"]),
     ("--trainer.precision bf17", ["trainer.precision: expected one of", "bf16-mixed", "got bf17"]),
     ("--runs_dir /proc/none", ["cannot create a run folder below /proc/none"]),
@@ -55,6 +57,9 @@ def test_a_misspelt_key_in_a_file_is_refused(refusal, experiments, tmp_path):
     (tmp_path / "mine.yaml").write_text("trainer: {max_stepps: 3}\n")
     line = refusal("fit", "--config", str(experiments / "quickstart.yaml"), "--config", "mine.yaml")
     assert "max_stepps" in line
+    (tmp_path / "mine.yaml").write_text("modell: VQVAE\n")
+    line = refusal("fit", "--config", str(experiments / "quickstart.yaml"), "--config", "mine.yaml")
+    assert "unknown option 'modell'; did you mean model?" in line
 
 
 @pytest.mark.parametrize(
