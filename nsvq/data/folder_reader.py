@@ -45,18 +45,15 @@ class FolderReader:
         self._eval_transform = ImageTransform(size, shorter_side)
         self._max_damaged = max_damaged if on_damaged_image == "skip" else None
 
-    def find(self, folder: str = ".") -> list[str]:
-        """List the images of a sub-folder, of which at least one must decode.
-
-        Args:
-            folder: The sub-folder, relative to the root.
+    def find(self) -> list[str]:
+        """List the folder's images, of which at least one must decode.
 
         Returns:
             Sorted paths relative to the root.
         """
-        names = find_images(self.root / folder)
-        require_decodable(self.root / folder, names)
-        return names if folder == "." else [f"{folder}/{name}" for name in names]
+        names = find_images(self.root)
+        require_decodable(self.root, names)
+        return names
 
     def train(self, names: Sequence[str]) -> FolderImages:
         """Make a training dataset of the named files."""

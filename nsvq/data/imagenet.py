@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+from torchvision import datasets
+
 from nsvq.data.base import ImageDataModule, Splits
 from nsvq.data.damage import OnDamagedImage
+from nsvq.data.files import require_decodable
 from nsvq.data.folder_reader import FolderReader
 from nsvq.data.transforms import Crop
 
@@ -16,7 +19,7 @@ class ImageNet(ImageDataModule):
     validation split also serves for testing and prediction.
 
     Args:
-        root: The folder that holds `train/<class>/` and `val/<class>/`; a flat `val/` will do.
+        root: The folder that holds `train/<class>/` and `val/<class>/`, in the layout of torchvision's `ImageFolder`.
         size: Side of the square crop the model sees, in pixels.
         resize: Length given to the shorter side before cropping; "size" makes it `size`, None leaves images as they
             are.
@@ -48,6 +51,20 @@ class ImageNet(ImageDataModule):
 
     def make_splits(self) -> Splits:
         """Find the images of both folders."""
-        train = self.reader.train(self.reader.find("train"))
-        val = self.reader.evaluation(self.reader.find("val"))
+        train = self.reader.train(self._find("train"))
+        val = self.reader.evaluation(self._find("val"))
         return Splits(train, val, val)
+
+    def _find(self, part: str) -> list[str]:
+        folder = self.reader.root / part
+        if not folder.is_dir():
+            raise FileNotFoundError(f"image folder {folder} doesn't exist")
+        try:
+            samples = datasets.ImageFolder(folder).samples
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{folder} must hold {part}/<class>/<images>, one folder a class: {error}"
+            ) from error
+        names = sorted(Path(path).relative_to(self.reader.root).as_posix() for path, _ in samples)
+        require_decodable(self.reader.root, names)
+        return names

@@ -57,3 +57,12 @@ def test_a_missing_part_is_named(root, part):
     (root / part).rename(root / "other")
     with pytest.raises(FileNotFoundError, match=f"{part} doesn't exist"):
         ready(root)
+
+
+def test_images_without_a_class_folder_are_refused(root):
+    for path in (root / "val").rglob("*.JPEG"):
+        path.rename(root / "val" / f"{path.parent.name}-{path.name}")
+    for folder in ("n0", "n1"):
+        (root / "val" / folder).rmdir()
+    with pytest.raises(FileNotFoundError, match=r"must hold val/<class>/<images>"):
+        ready(root)
