@@ -1,6 +1,7 @@
 """The convolutional encoder and decoder of the VQ-VAE experiments."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,6 +88,11 @@ class ConvDecoder(nn.Module):
         layers.append(nn.ConvTranspose2d(width, out_channels, 4, stride=2, padding=1))
         self.layers = nn.Sequential(*layers)
         self.in_channels = channels[-1]
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that makes the image, at which a GAN loss compares gradients."""
+        return cast(nn.Parameter, self.layers[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Decode (B, in_channels, h, w) to images (B, out_channels, h·f, w·f)."""
