@@ -36,3 +36,9 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if is_distributed():
+        dist.barrier()

@@ -1,10 +1,14 @@
-"""Fixtures of all tests: a fixed seed, and two gloo processes that any test can call."""
+"""Fixtures of all tests: a fixed seed, two gloo processes that any test can call, random pretrained weights."""
 
+import functools
+import hashlib
+import io
 import multiprocessing
 import pickle
 import runpy
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from multiprocessing.connection import Connection, wait
@@ -108,6 +112,87 @@ def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 def fixed_seed() -> None:
     """Give every test the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+def random_state(key: str) -> dict[str, torch.Tensor]:
+    """Return random weights with the published names: `features.*` of VGG or AlexNet, all of FID's Inception."""
+    with torch.device("meta"):
+        if key == "inception":
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+            class Unloaded(FeatureExtractorInceptionV3):
+                def load_state_dict(self, *_: Any, **__: Any) -> None:
+                    pass
+
+            empty = io.BytesIO()
+            torch.save({}, empty)
+            empty.seek(0)
+            names = Unloaded("inception", ["2048"], feature_extractor_weights_path=empty).state_dict()
+        else:
+            from torchvision.models import alexnet, vgg16
+
+            network = {"alex": alexnet, "vgg": vgg16}[key]()
+            names = {name: value for name, value in network.state_dict().items() if name.startswith("features.")}
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in names.items():
+        if value.ndim > 1:
+            # He's gain, so that signals reach the last layer.
+            state[name] = torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5
+        else:
+            fill = float(name.endswith(("bn.weight", "running_var")))
+            state[name] = torch.full(value.shape, fill, dtype=value.dtype)
+    return state
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Random weights with the published names, each made once: `random_weights("vgg")` returns the file."""
+    folder = tmp_path_factory.mktemp("random_weights")
+
+    @functools.cache
+    def make(key: str) -> Path:
+        path = folder / f"{key}.pth"
+        torch.save(random_state(key), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def fake_hub(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    random_weights: Callable[[str], Path],
+) -> Callable[..., Path]:
+    """A hub cache of this test's own, which `nsvq.pretrained` takes for the machine's.
+
+    It is empty at first. `fake_hub("vgg", "alex", "inception")` puts random weights there under the published names, so
+    that the real code finds, checks and loads them, and returns the folder. They are links: replace, never write them.
+    """
+    from nsvq.pretrained import PRETRAINED
+
+    home = tmp_path_factory.mktemp("torch_home")
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.delenv("NSVQ_WEIGHTS_DIR", raising=False)
+    folder = home / "hub" / "checkpoints"
+
+    def put(*keys: str) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key in keys:
+            path = random_weights(key)
+            prefix = _sha256(path)[:8]
+            monkeypatch.setitem(PRETRAINED, key, replace(PRETRAINED[key], sha256_prefix=prefix))
+            (folder / PRETRAINED[key].name).symlink_to(path)
+        return folder
+
+    return put
+
+
+@functools.cache
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == WORKER_NAME:

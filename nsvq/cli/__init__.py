@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nsvq.cli.messages import plain_message
 
-COMMANDS = ("fit", "validate", "test", "predict", "compare")
+COMMANDS = ("fit", "validate", "test", "predict", "compare", "weights")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -33,6 +33,10 @@ def main(args: Sequence[str] | None = None) -> int:
             from nsvq.cli.compare import compare
 
             compare(words[1:])
+        elif words[:1] == ["weights"]:
+            from nsvq.cli.weights import weights
+
+            weights(words[1:])
         else:
             from nsvq.cli.program import CLI
 

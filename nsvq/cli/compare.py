@@ -1,15 +1,9 @@
 """`nsvq compare`: the table and the figure of some runs."""
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from nsvq.analysis import comparison_figure, comparison_table, find_runs, format_table
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"nsvq: error: {message}\n")
+from nsvq.cli.messages import OneLineParser
 
 
 def compare(words: list[str]) -> None:
@@ -22,7 +16,7 @@ def compare(words: list[str]) -> None:
         FileNotFoundError: If a path does not exist.
         ValueError: If a path holds no run.
     """
-    parser = _Parser(prog="nsvq compare", description="Compare run folders: a table and a figure.")
+    parser = OneLineParser(prog="nsvq compare", description="Compare run folders: a table and a figure.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold them")
     parser.add_argument("-o", "--output", type=Path, default=Path(), help="where compare.csv and compare.png go")
     options = parser.parse_args(words)

@@ -1,14 +1,24 @@
 """Error messages of one line."""
 
+import argparse
 import difflib
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 PACKAGE = Path(__file__).resolve().parent.parent
 MAX_LISTED = 30
-REFUSALS = (ValueError, TypeError, OSError)
+REFUSALS = (ValueError, TypeError, OSError, FloatingPointError)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and leave with exit code 2."""
+        self.exit(2, f"nsvq: error: {message}\n")
 
 
 def plain_message(error: BaseException) -> str | None:

@@ -1,9 +1,19 @@
 """Reconstruction quality as the literature measures it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import (
+    MultiScaleStructuralSimilarityIndexMeasure,
+    PeakSignalNoiseRatio,
+    StructuralSimilarityIndexMeasure,
+)
+
+# Weights of the five scales (Wang et al., 2003).
+BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+WINDOW = 11
 
 
 def to_eight_bit(images: Tensor) -> Tensor:
@@ -15,7 +25,19 @@ def to_eight_bit(images: Tensor) -> Tensor:
     Returns:
         Images of the same shape, float32.
     """
-    return torch.round((images.float().clamp(-1, 1) + 1) * 127.5) / 255
+    return _grey_levels(images) / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map images from [−1, 1] to the 256 grey levels, rounded like `to_eight_bit`.
+
+    Args:
+        images: Images, any shape; values outside [−1, 1] are clamped.
+
+    Returns:
+        Images of the same shape, uint8.
+    """
+    return _grey_levels(images).to(torch.uint8)
 
 
 def reconstruction_metrics(prefix: str) -> MetricCollection:
@@ -38,3 +60,55 @@ def reconstruction_metrics(prefix: str) -> MetricCollection:
         },
         prefix=prefix,
     )
+
+
+def multiscale_ssim(
+    betas: Sequence[float] = BETAS, kernel_size: int = WINDOW
+) -> MultiScaleStructuralSimilarityIndexMeasure:
+    """Return MS-SSIM (Wang et al., Asilomar 2003) of images in [0, 1], averaged over images.
+
+    It is the product over scales, each of half the sides of the one before, of the mean contrast-structure term to the
+    power of the scale's beta; the coarsest scale has the whole SSIM instead. The window is Gaussian with 11 pixels and
+    σ = 1.5 at every scale, negative terms count as 0. Numbers with other betas do not compare.
+
+    Args:
+        betas: The scales' exponents, finest first.
+        kernel_size: Nothing but torchmetrics' bound on image sides depends on it: a smaller one allows smaller images
+            and leaves the window as it is.
+
+    Returns:
+        The metric; images must have the sides that `multiscale_ssim_least_side` tells.
+
+    Raises:
+        ValueError: If there are no betas or kernel_size is not odd and above 0.
+    """
+    _check_scales(betas, kernel_size)
+    return MultiScaleStructuralSimilarityIndexMeasure(
+        data_range=1.0, kernel_size=kernel_size, betas=tuple(float(beta) for beta in betas)
+    )
+
+
+def multiscale_ssim_least_side(betas: Sequence[float] = BETAS, kernel_size: int = WINDOW) -> int:
+    """Return the least image side, in pixels, that `multiscale_ssim` takes with these arguments: 176 by default.
+
+    Raises:
+        ValueError: If there are no betas or kernel_size is not odd and above 0.
+    """
+    _check_scales(betas, kernel_size)
+    scales = len(betas)
+    # The coarsest scale must be larger than what is mirrored beyond its border.
+    coarsest = (WINDOW // 2 + 1) * 2 ** (scales - 1)
+    torchmetrics = max(2**scales, kernel_size * max(1, scales - 1) ** 2)
+    least: int = max(coarsest, torchmetrics)
+    return least
+
+
+def _check_scales(betas: Sequence[float], kernel_size: int) -> None:
+    if not betas:
+        raise ValueError("MS-SSIM needs at least one beta")
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"the kernel_size of MS-SSIM must be odd and above 0, got {kernel_size}")
+
+
+def _grey_levels(images: Tensor) -> Tensor:
+    return torch.round((images.float().clamp(-1, 1) + 1) * 127.5)
