@@ -1,6 +1,6 @@
 """Parameter groups with learning-rate factors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,20 +10,20 @@ from nsvq.quantizers import Quantizer
 
 
 def parameter_groups(
-    model: nn.Module,
+    parameters: Iterable[nn.Parameter],
     encoder: Sequence[nn.Module],
     quantizer: Quantizer,
     encoder_lr_factor: float,
     codebook_lr_factor: float,
 ) -> list[dict[str, Any]]:
-    """Split a model's parameters into networks, encoder and free code vectors.
+    """Split parameters into networks, encoder and free code vectors.
 
     Code vectors are exempt from weight decay, which would move codes that nothing selects.
 
     Args:
-        model: The whole model.
-        encoder: Its modules that make latents.
-        quantizer: Its quantizer.
+        parameters: All parameters that are to be trained.
+        encoder: The modules that make latents.
+        quantizer: The quantizer.
         encoder_lr_factor: Learning-rate factor of the encoder.
         codebook_lr_factor: Learning-rate factor of free code vectors; transforms that make a codebook count as
             networks.
@@ -34,7 +34,7 @@ def parameter_groups(
     codes = [quantizer.free_codes] if isinstance(quantizer.free_codes, nn.Parameter) else []
     latents = [parameter for module in encoder for parameter in module.parameters()]
     special = {id(parameter) for parameter in (*codes, *latents)}
-    networks = [parameter for parameter in model.parameters() if id(parameter) not in special]
+    networks = [parameter for parameter in parameters if id(parameter) not in special]
     groups: list[dict[str, Any]] = [
         {"name": "networks", "params": networks, "lr_factor": 1.0},
         {"name": "encoder", "params": latents, "lr_factor": encoder_lr_factor},
