@@ -50,6 +50,7 @@ class CodebookHealth(Callback):
         assert isinstance(quantizer, nn.Module)
         for split in ("train", "val", "test"):
             self._usage[split] = CodebookUsage(quantizer.codebook_size)
+        self._error.clear()
         self._hook = quantizer.register_forward_hook(partial(self._observe, pl_module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,14 +130,14 @@ class CodebookHealth(Callback):
             self._error[self._split].to(latents.device).update(latents, chosen)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        usage = self._usage[split]
+        usage = self._usage[split].to(pl_module.device)
         statistics = usage.compute()
         if not statistics["tokens"]:
             return
         error = float("nan")
         values = {f"{split}/{name}": float(statistics[name]) for name in LOGGED}
-        if split in self._error:
-            error = float(self._error[split].compute())
+        if split != "train":
+            error = float(self._error_on_all_ranks(split, pl_module.device).compute())
             values[f"{split}/quantization_error"] = error
             self._error[split].reset()
             record_counts(trainer, split, all_reduce_sum(usage.counts))
@@ -144,3 +145,9 @@ class CodebookHealth(Callback):
         pl_module.log_dict(values)
         row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "split": split}
         record(trainer, "codebook", row | statistics | {"quantization_error": error})
+
+    def _error_on_all_ranks(self, split: str, device: torch.device) -> QuantizationError:
+        """Return the error meter; a process that saw no batch learns its width from the others."""
+        own = [len(self._error[split].latent_sum), 1] if split in self._error else [0, 0]
+        width, ranks = all_reduce_sum(torch.tensor(own, device=device)).tolist()
+        return self._error.setdefault(split, QuantizationError(width // ranks)).to(device)

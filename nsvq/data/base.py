@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from nsvq import distributed
+from nsvq.data.even_batches import EvenBatches
 
 
 class ImageDataset(Dataset[Tensor]):
@@ -19,9 +21,11 @@ class ImageDataset(Dataset[Tensor]):
 
     Attributes:
         names: The split's members in order; one per item wherever items have names of their own.
+        preparation: How an image was resized and cropped, in words, for the record of an evaluation.
     """
 
     names: Sequence[str]
+    preparation: str = "images as they are stored"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,8 +44,13 @@ class ImageDataModule(LightningDataModule, ABC):
     """Loaders of bare image batches, float32 (B, 3, H, W) in [-1, 1].
 
     Training shuffles and drops the last incomplete batch; evaluation keeps the order and every image. The training
-    order is a function of (seed, epoch) alone and is divided among the processes here, so that Lightning leaves the
-    sampler as it is. Loaders own a generator: building an iterator takes nothing from the global random state.
+    order is a function of (seed, epoch) alone. Training, validation and test images are divided among the processes
+    here, in evaluation without a repeat (see `EvenBatches`); prediction is left to Lightning, which repeats none there.
+    The command line tells the trainer so. In Python, several processes that fit, validate or test need
+    `Trainer(use_distributed_sampler=False)`: by default Lightning wants to put a sampler of its own into the loaders
+    and stops at these, and for prediction its default is right.
+
+    Loaders own a generator: building an iterator takes nothing from the global random state.
 
     To add a data module, implement `make_splits`.
 
@@ -97,26 +106,43 @@ class ImageDataModule(LightningDataModule, ABC):
         sampler: DistributedSampler[Tensor] = DistributedSampler(
             train, distributed.world_size(), distributed.rank(), shuffle=True, seed=self.seed, drop_last=True
         )
-        return self._loader(train, sampler)
+        return self._loader(train, batch_size=self.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Validation images in order."""
-        return self._loader(self.splits.val)
+        """This process's share of the validation images, in order.
+
+        Raises:
+            ValueError: If there are fewer images than processes.
+        """
+        return self._evaluation_loader("validation", self.splits.val)
 
     def test_dataloader(self) -> DataLoader[Tensor]:
-        """Test images in order."""
-        return self._loader(self.splits.test)
+        """This process's share of the test images, in order.
+
+        Raises:
+            ValueError: If there are fewer images than processes.
+        """
+        return self._evaluation_loader("test", self.splits.test)
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
-        """The test images again."""
-        return self.test_dataloader()
+        """The test images again, all of them in every process."""
+        return self._loader(self.splits.test, batch_size=self.batch_size)
 
-    def _loader(self, dataset: ImageDataset, sampler: DistributedSampler[Tensor] | None = None) -> DataLoader[Tensor]:
+    def _evaluation_loader(self, split: str, dataset: ImageDataset) -> DataLoader[Tensor]:
+        images, processes = len(dataset), distributed.world_size()
+        if processes == 1:
+            return self._loader(dataset, batch_size=self.batch_size)
+        if images < processes:
+            raise ValueError(
+                f"the {split} split holds {images} images, fewer than the {processes} processes that are to share them"
+            )
+        batches = EvenBatches(images, self.batch_size, processes, distributed.rank())
+        return self._loader(dataset, batch_sampler=batches)
+
+    def _loader(self, dataset: ImageDataset, **batching: Any) -> DataLoader[Tensor]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=sampler is not None,
+            **batching,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -66,4 +66,5 @@ class EmbeddedPhotographs(ImageDataModule):
         windows = photographs.unfold(2, self.size, 1).unfold(3, self.size, 1)
         patches = torch.stack([windows[crop.photograph, :, crop.top, crop.left] for crop in crops])
         val = TensorImages(patches, names(crops))
+        val.preparation = f"{self.size}×{self.size} px windows, not resized"
         return Splits(train, val, val)

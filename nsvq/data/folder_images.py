@@ -33,6 +33,7 @@ class FolderImages(ImageDataset):
         self.root = root
         self.names = names
         self.transform = transform
+        self.preparation = str(transform)
         self.damage = None if max_damaged is None else DamageLog(names, max_damaged)
 
     def __getitem__(self, index: int) -> Tensor:

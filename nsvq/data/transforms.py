@@ -31,6 +31,7 @@ class ImageTransform:
             raise ValueError(f"resize {resize} is smaller than the {size}×{size} crop")
         self.size = size
         self.resize = resize
+        self.crop = crop
         steps = [v2.PILToTensor()]
         if resize is not None:
             steps.append(v2.Resize(resize, InterpolationMode.BICUBIC, antialias=True))
@@ -39,6 +40,11 @@ class ImageTransform:
             steps.append(v2.RandomHorizontalFlip())
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
         self._apply: Callable[[Image.Image], Tensor] = v2.Compose(steps)
+
+    def __str__(self) -> str:
+        """What an evaluation's record says of the sizes."""
+        resize = "not resized" if self.resize is None else f"shorter side {self.resize} px, bicubic with antialiasing"
+        return f"{resize}; {self.crop} crop of {self.size}×{self.size} px"
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the image as float32 (3, size, size) in [-1, 1]."""

@@ -93,11 +93,11 @@ def test_what_cannot_work_is_refused(foreign, fit, spell):
 
 
 def validate_share(folder, codes, shares):
-    """Count one validation batch on this rank; return what is logged."""
+    """Count one validation batch on this rank, or none if it has no share; return what is logged."""
     quantizer = VanillaVQ(dim=3, codebook_size=len(codes)).eval()
     quantizer.codebook = nn.Parameter(codes)
     logged = {}
-    module = SimpleNamespace(quantizer=quantizer, log_dict=logged.update)
+    module = SimpleNamespace(quantizer=quantizer, log_dict=logged.update, device=torch.device("cpu"))
     trainer = SimpleNamespace(
         is_global_zero=rank() == 0,
         loggers=[SimpleNamespace(log_dir=folder)],
@@ -109,9 +109,10 @@ def validate_share(folder, codes, shares):
     )
     health = CodebookHealth()
     health.setup(trainer, module, "validate")
-    health.on_validation_batch_start(trainer, module)
-    quantizer(shares[rank()])
-    health.on_validation_batch_end(trainer, module)
+    if shares[rank()] is not None:
+        health.on_validation_batch_start(trainer, module)
+        quantizer(shares[rank()])
+        health.on_validation_batch_end(trainer, module)
     health.on_validation_epoch_end(trainer, module)
     return logged
 
@@ -125,3 +126,12 @@ def test_two_ranks_log_and_write_the_counts_of_all_tokens(rank_pool, tmp_path):
         assert logged["val/perplexity"] == pytest.approx(PERPLEXITY)
     with np.load(tmp_path / "curves" / "counts_val_00000007.npz") as file:
         assert file["counts"].tolist() == [3, 0, 1]
+
+
+def test_a_rank_without_a_batch_takes_part(rank_pool, tmp_path):
+    codes = torch.eye(3)
+    with_batch, without = rank_pool.run(validate_share, tmp_path, codes, [codes[[0, 0, 2]] + 0.1, None])
+    assert with_batch == without
+    assert with_batch["val/tokens"] == 3
+    # Each token lies 0.1 beside its code in three channels; two channels of 0, 0, 1 have the variance 2/9.
+    assert with_batch["val/quantization_error"] == pytest.approx(0.03 / (4 / 9))
