@@ -1,17 +1,21 @@
-"""Callbacks: codebook health, encoder drift, curves on disk, pictures, dead-code replacement."""
+"""Callbacks: codebook and image meters, encoder drift, curves on disk, dead-code replacement, weight averages."""
 
 from nsvq.callbacks.codebook_health import CodebookHealth
 from nsvq.callbacks.curves import CurvesOnDisk, truncate
 from nsvq.callbacks.dead_code_replacement import DeadCodeReplacement
 from nsvq.callbacks.encoder_drift import EncoderDrift
+from nsvq.callbacks.image_quality import ImageQuality
 from nsvq.callbacks.reconstructions import PredictionWriter, ReconstructionGrid
+from nsvq.callbacks.weight_ema import WeightEMA
 
 __all__ = [
     "CodebookHealth",
     "CurvesOnDisk",
     "DeadCodeReplacement",
     "EncoderDrift",
+    "ImageQuality",
     "PredictionWriter",
     "ReconstructionGrid",
+    "WeightEMA",
     "truncate",
 ]

@@ -1,7 +1,8 @@
 """What callbacks need of a LightningModule and its quantizer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -29,7 +30,12 @@ class QuantizerLike(Protocol):
 
 
 class TokenizerLike(Protocol):
-    """A LightningModule that can be watched: `.quantizer` and `.encode`; `.decode` for pictures."""
+    """A LightningModule that can be watched: `.quantizer` and `.encode`; `.decode` for pictures.
+
+    A module that also holds networks which are no part of the tokenizer, such as a discriminator, can have a method
+    `tokenizer_parameters` without arguments that yields names and parameters like `named_parameters`, but only the
+    tokenizer's; see the function of this name.
+    """
 
     quantizer: QuantizerLike
 
@@ -54,6 +60,21 @@ def tokenizer(module: LightningModule, *needs: str) -> TokenizerLike:
     if missing:
         raise TypeError(f"{type(module).__name__} has no {', '.join('.' + name for name in missing)}, needed here")
     return cast(TokenizerLike, module)
+
+
+def tokenizer_parameters(module: LightningModule) -> Iterator[tuple[str, nn.Parameter]]:
+    """Return the tokenizer's parameters under their names in the module's state.
+
+    Args:
+        module: The LightningModule that a callback is attached to.
+
+    Returns:
+        What the module's own `tokenizer_parameters` yields; without such a method all of its parameters, those with
+        several names under each of them.
+    """
+    every = partial(module.named_parameters, remove_duplicate=False)
+    named: Callable[[], Iterator[tuple[str, nn.Parameter]]] = getattr(module, "tokenizer_parameters", every)
+    return named()
 
 
 def images_of(batch: Any) -> Tensor:

@@ -7,6 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from nsvq.callbacks.weight_ema import CHECKPOINT_KEY
+
 
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's `ModelCheckpoint` that also saves the last state when training ends."""
@@ -48,3 +50,19 @@ def check_checkpoint(path: Path, model: nn.Module) -> None:
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"checkpoint {path} belongs to another model: {'; '.join(differences[:3])}{more}")
+
+
+def refuse_averaged_weights(path: Path) -> None:
+    """Refuse to go on from a checkpoint of averaged weights where nothing would take the live ones.
+
+    Args:
+        path: A sound checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint's weights are averages.
+    """
+    if CHECKPOINT_KEY in torch.load(path, map_location="cpu", weights_only=True, mmap=True):
+        raise ValueError(
+            f"checkpoint {path} holds averaged weights beside the live ones that training goes on from: give "
+            "--weight_ema WeightEMA too"
+        )

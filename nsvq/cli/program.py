@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Classes that are imported here can be named without their module.
 import nsvq.data
+import nsvq.losses
 import nsvq.models
 import nsvq.networks
 import nsvq.quantizers
@@ -28,14 +29,17 @@ from nsvq.callbacks import (
     CurvesOnDisk,
     DeadCodeReplacement,
     EncoderDrift,
+    ImageQuality,
     PredictionWriter,
     ReconstructionGrid,
+    WeightEMA,
 )
-from nsvq.cli.checkpoints import RunCheckpoint, check_checkpoint
+from nsvq.cli.checkpoints import RunCheckpoint, check_checkpoint, refuse_averaged_weights
 from nsvq.cli.messages import parser_message
 from nsvq.cli.run_folder import create_run_folder, wandb_run_id
 from nsvq.cli.run_logger import RunLogger
 from nsvq.cli.run_record import RunRecord
+from nsvq.data.base import ImageDataModule
 
 # Not for users: what Lightning says of its own internals, and advice about worker processes that is wrong for data sets
 # that are held in memory.
@@ -44,18 +48,25 @@ for noise in (
     "`isinstance.treespec, LeafSpec",
     "The '.*_dataloader' does not have many",
     # What the watchers log is the same on all ranks already.
-    "It is recommended to use `self.log.'(val|test)/(codebook|perplexity|dead|tokens|quantization)",
+    "It is recommended to use `self.log.'(val|test)/(codebook|perplexity|dead|tokens|quantization|r?fid|lpips|ms_ssim)",
+    # A checkpoint after the step is what is wanted.
+    "Using ModelCheckpoint with manual optimization",
+    "The dirpath has changed from",
 ):
     warnings.filterwarnings("ignore", noise)
 # Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
-DESCRIPTION = "Train and watch vector-quantized autoencoders. `nsvq compare RUNS…` tabulates and draws finished runs."
+DESCRIPTION = (
+    "Train and watch vector-quantized autoencoders. `nsvq compare RUNS…` tabulates and draws finished runs, "
+    "`nsvq weights` lists and downloads the pretrained networks of LPIPS and FID."
+)
 WATCHERS: dict[str, type[Callback]] = {
     "codebook_health": CodebookHealth,
     "encoder_drift": EncoderDrift,
     "curves": CurvesOnDisk,
     "reconstructions": ReconstructionGrid,
+    "image_quality": ImageQuality,
 }
 
 
@@ -70,8 +81,11 @@ CHOICES = {
     "data": _names(nsvq.data, LightningDataModule),
     "encoder": [name for name in nsvq.networks.__all__ if name.endswith("Encoder")],
     "decoder": [name for name in nsvq.networks.__all__ if name.endswith("Decoder")],
+    "discriminator": [name for name in nsvq.networks.__all__ if name.endswith("Discriminator")],
+    "adversarial": [nsvq.losses.AdversarialLoss.__name__],
     "codebook_loss": _names(nsvq.quantizers, nsvq.quantizers.CodebookLoss),
     "optimizer": [name for name, member in vars(torch.optim).items() if isinstance(member, type)],
+    "weight_ema": [WeightEMA.__name__],
     "callbacks": [*(watcher.__name__ for watcher in WATCHERS.values()), DeadCodeReplacement.__name__],
 }
 
@@ -145,6 +159,12 @@ class CLI(LightningCLI):
                 default={"class_path": f"nsvq.callbacks.{watcher.__name__}"},
                 help=f"Settings of {watcher.__name__}; null switches it off.",
             )
+        parser.add_argument(
+            "--weight_ema",
+            type=WeightEMA | None,
+            default=None,
+            help="An average of the weights, which validation and checkpoints use; null (the default) goes without.",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Find the run folder and tell the W&B logger about it."""
@@ -177,6 +197,8 @@ class CLI(LightningCLI):
             path = self._config().get("ckpt_path")
             if path is not None:
                 check_checkpoint(Path(path), self.model)
+                if self.subcommand == "fit" and self._config().weight_ema is None:
+                    refuse_averaged_weights(Path(path))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's logger first and the watchers attached."""
@@ -188,11 +210,14 @@ class CLI(LightningCLI):
             loggers = [RunLogger(self.run_folder), *loggers]
         callbacks = config.trainer.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        callbacks += [config[name] for name in WATCHERS if config[name] is not None]
+        # The average comes last: the watchers are to see it before the live weights are put back.
+        callbacks += [config[name] for name in (*WATCHERS, "weight_ema") if config[name] is not None]
         if self.subcommand == "predict" and self.run_folder is not None:
             callbacks.append(PredictionWriter())
         plain = json.loads(self._parser(self.subcommand).dump(self._config(), format="json"))
         callbacks.append(RunRecord(self.run_folder, plain, ["nsvq", *self.words]))
+        if isinstance(self.datamodule, ImageDataModule) and self.subcommand != "predict":
+            kwargs["use_distributed_sampler"] = False
         return super().instantiate_trainer(logger=loggers or False, callbacks=callbacks, **kwargs)
 
     def _parse_ckpt_path(self) -> None:

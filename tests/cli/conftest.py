@@ -20,6 +20,9 @@ def workplace(tmp_path, monkeypatch):
     """An empty working folder: runs go there and nowhere else."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    # No weights of this machine: the tests are the same everywhere.
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.delenv("NSVQ_WEIGHTS_DIR", raising=False)
     monkeypatch.delenv("NSVQ_RUN_FOLDER", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     return tmp_path

@@ -1,8 +1,10 @@
 """Every file in experiments/ works."""
 
 import pytest
+import torch
 import yaml
 
+import nsvq.networks
 from nsvq.cli import main
 from nsvq.quantizers import __all__ as exported
 
@@ -10,6 +12,8 @@ from .conftest import EXPERIMENTS
 
 FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
 EMBEDDED = EXPERIMENTS / "quickstart.yaml"
+VQGAN = EXPERIMENTS / "vqgan_tiny.yaml"
+LARGE = [EXPERIMENTS / "models" / f"vqgan_f{factor}.yaml" for factor in (4, 8, 16)]
 QUANTIZERS = [name for name in exported if name.endswith("VQ")]
 FREE = [name for name in QUANTIZERS if name not in ("SimVQ", "TransVQ")]
 
@@ -28,9 +32,9 @@ def resolved(capsys, *words):
 def words_for(file):
     """How a file of each folder is used on the command line."""
     kind = file.parent.name
-    if kind in ("experiments", "celebahq"):
+    if kind in ("experiments", "celebahq", "vqgan", "published"):
         return ["--config", str(file)]
-    base = ["--config", str(EMBEDDED)]
+    base = ["--config", str(VQGAN if kind == "models" and file.name.startswith("vqgan") else EMBEDDED)]
     if kind == "loggers":
         return [*base, "--config", str(file)]
     option = {"quantizers": "--model.quantizer", "models": "--model", "data": "--data"}[kind]
@@ -45,13 +49,40 @@ def test_every_file_parses_and_says_how_to_run_it(file, capsys):
     assert config["model"]["class_path"].startswith("nsvq.")
 
 
-RUNNABLE = [file for file in FILES if file == EMBEDDED or file.parent.name in ("quantizers", "models", "loggers")]
+RUNNABLE = [
+    file
+    for file in FILES
+    if file in (EMBEDDED, VQGAN) or (file.parent.name in ("quantizers", "models", "loggers") and file not in LARGE)
+]
 RUNNABLE.append(EXPERIMENTS / "data" / "photographs.yaml")
 
 
 @pytest.mark.parametrize("file", RUNNABLE, ids=names(RUNNABLE))
 def test_files_on_embedded_data_run(file):
     assert main(["fit", *words_for(file), "--data.batch_size=2", "--trainer.fast_dev_run=1"]) == 0
+
+
+@pytest.mark.parametrize("file", sorted((EXPERIMENTS / "quantizers").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_preset_runs_in_a_vqgan(file):
+    words = ["--config", str(VQGAN), "--model.quantizer", str(file), "--model.quantizer.codebook_size", "32"]
+    adversarial = ["--model.adversarial.discriminator_start=0", "--model.adversarial.start=1"]
+    assert main(["fit", *words, *adversarial, "--data.batch_size=2", "--trainer.fast_dev_run=2"]) == 0
+
+
+@pytest.mark.parametrize("file", [*LARGE, *(EXPERIMENTS / "published").glob("*.yaml")], ids=lambda file: file.stem)
+def test_large_networks_fit_their_images(file, capsys):
+    """The networks of large files, built without memory for their weights, take their images and give them back."""
+    config = resolved(capsys, *words_for(file))
+    networks = {name: config["model"]["init_args"][name] for name in ("encoder", "decoder", "quantizer")}
+    with torch.device("meta"):
+        encoder, decoder = (
+            getattr(nsvq.networks, networks[name]["class_path"].rsplit(".", 1)[-1])(**networks[name]["init_args"])
+            for name in ("encoder", "decoder")
+        )
+        side = networks["encoder"]["init_args"]["resolution"]
+        latents = encoder(torch.empty(1, 3, side, side))
+        assert decoder(latents).shape == (1, 3, side, side)
+    assert latents.shape[1] == networks["quantizer"]["init_args"]["dim"]
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
