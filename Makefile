@@ -5,7 +5,7 @@ SEED ?= 0
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart celeba64 test test-slow lint type format clean
+.PHONY: help quickstart celeba64 vqgan-celeba64 test test-slow lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,20 @@ face-nsvq-published: OPTIONS = --model.quantizer experiments/quantizers/nsvq_pub
 face-vanilla-lr1: OPTIONS = --model.codebook_lr_factor 1
 face-%: .venv/runtime
 	$(FACE_FIT) $* $(OPTIONS)
+
+GAN_RUNS := vanilla nsvq transvq replacement nsvq-no-gan vanilla-no-gan
+GAN_FIT = OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/vqgan_celeba64.yaml --data.root "$(FACES)" --runs_dir $(RUNS) \
+	--experiment vqgan-celeba64-seed$(SEED) --seed_everything $(SEED) --trainer.enable_progress_bar false --version
+GAN_FOLDER := $(RUNS)/vqgan-celeba64-seed$(SEED)
+
+vqgan-celeba64: $(GAN_RUNS:%=gan-%) ## train VQ-GANs on a folder of CelebA faces: make -j2 vqgan-celeba64 FACES=folder
+	$(BIN)/nsvq compare $(GAN_FOLDER) --output $(GAN_FOLDER)
+
+gan-%: OPTIONS = --model.quantizer experiments/quantizers/$(firstword $(subst -, ,$*)).yaml
+gan-replacement: OPTIONS = --trainer.callbacks+=DeadCodeReplacement
+gan-vanilla-no-gan gan-nsvq-no-gan: OPTIONS += --model.adversarial.weight 0
+gan-%: .venv/runtime
+	$(GAN_FIT) $* $(OPTIONS)
 
 test: lint type .venv/dev ## check style and types, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
