@@ -20,7 +20,9 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
         `run`, `method`, `K`, `seed`, `step` of the validation, `utilization` and its `ceiling` (shares),
         `training_utilization` (share of codes used in the last full window of training steps), `perplexity` (codes),
         `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds` of
-        training with all meters on and `seconds_per_step`; nan where a run did not measure it.
+        training with all meters on and `seconds_per_step`; nan where a run did not measure it. What `ImageQuality`
+        measured in that validation stands behind `ssim`: `ms_ssim`, `lpips_alex`, `lpips_vgg`, `rfid_n<images>` or
+        `fid_smoke`.
     """
     table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, _labels(runs), strict=True)])
     return table
@@ -47,10 +49,20 @@ def _row(run: Run, label: str) -> dict[str, Any]:
         "quantization_error": last.get("quantization_error", nan),
         "psnr": run.last("val/psnr"),
         "ssim": run.last("val/ssim"),
+        **_image_quality(run),
         "dead_codes": last.get("dead_codes", nan),
         "seconds": seconds,
         "seconds_per_step": seconds / steps if steps else nan,
     }
+
+
+def _image_quality(run: Run) -> dict[str, float]:
+    """Return what `ImageQuality` measured in the last validation pass, by name; most passes are without."""
+    rows = run.metrics.dropna(subset=["val/psnr"]) if "val/psnr" in run.metrics else pd.DataFrame()
+    if rows.empty:
+        return {}
+    last = rows.iloc[-1].filter(regex=r"^val/(ms_ssim|lpips_|rfid_|fid_)").dropna()
+    return {str(name).removeprefix("val/"): float(value) for name, value in last.items()}
 
 
 def _last(run: Run, split: str) -> dict[Any, Any]:
@@ -81,6 +93,11 @@ def format_table(table: pd.DataFrame) -> str:
         "seconds": "{:.0f}",
         "seconds_per_step": "{:.3f}",
     }
+    for column in map(str, table.columns):
+        if column.startswith(("ms_ssim", "lpips")):
+            formats[column] = "{:.3f}"
+        elif "fid_" in column:
+            formats[column] = "{:.2f}"
     text = table.copy().astype(object)
     for column, pattern in formats.items():
         text[column] = [pattern.format(value) if value == value else "–" for value in table[column]]

@@ -144,6 +144,19 @@ def test_the_table_holds_the_last_validation(write_run):
     ]
 
 
+def test_the_table_holds_the_image_quality_of_the_last_validation_only(write_run):
+    names = "epoch,step,val/psnr,val/ssim,val/lpips_alex,val/rfid_n3000\n"
+    measured = write_run("runs/a", metrics=names + "0,9,20.0,0.5,0.4,90.5\n0,19,21.0,0.6,0.25,45.678\n")
+    earlier = write_run("runs/b", metrics=names + "0,9,20.0,0.5,0.4,90.5\n0,19,21.0,0.6,,\n")
+    table = comparison_table([Run(measured), Run(earlier)])
+    assert table["lpips_alex"].iloc[0] == 0.25
+    assert table["rfid_n3000"].iloc[0] == 45.678
+    assert table[["lpips_alex", "rfid_n3000"]].iloc[1].isna().all()
+    assert "0.250" in format_table(table)
+    assert "45.68" in format_table(table)
+    assert "lpips_alex" not in comparison_table([Run(earlier)])
+
+
 def test_the_printed_table_names_and_aligns_what_it_shows(write_run):
     runs = [Run(write_run()), Run(write_run("runs/longer_name", codebook=None))]
     header, first, second = format_table(comparison_table(runs)).splitlines()
