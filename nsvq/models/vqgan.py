@@ -161,14 +161,15 @@ class VQGAN(Tokenizer):
                 watched |= {"discriminator_loss": discriminator_loss} | logits
             stop_unless_finite(losses | watched, step)
             self.log_training(losses | watched, loss)
-            for value, _ in backward:
+            full = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+            # One after the other, since a loss scaler changes its scale with each optimizer's step.
+            for value, optimizer in backward:
                 self.manual_backward(value / self.accumulate_grad_batches)
-            if (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
-                for _, optimizer in backward:
+                if full:
                     optimizer.step()
                     optimizer.zero_grad()
-                if self.lr_scheduler_interval == "step":
-                    self._step_schedulers()
+            if full and self.lr_scheduler_interval == "step":
+                self._step_schedulers()
         return loss.detach()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
