@@ -48,7 +48,7 @@ class VQGAN(Tokenizer):
         lr_scheduler_interval: What steps the schedulers: a step of the optimizers or an epoch.
         reconstruction_loss: Mean absolute (`l1`) or mean squared error (`mse`).
         perceptual_weight: Factor of LPIPS (VGG, arXiv 1801.03924); 0 needs no pretrained weights.
-        perceptual_weights: File of the VGG weights; None: found by `nsvq.pretrained.find`.
+        vgg_path: File of the VGG weights; None: found by `nsvq.pretrained.find`.
         allow_download: Whether rank 0 may fetch them.
         adversarial: The adversarial losses and their schedule; None: `AdversarialLoss()`.
         gradient_clip_val: Largest gradient norm of each of the two optimizers' parameters; None does not clip.
@@ -74,7 +74,7 @@ class VQGAN(Tokenizer):
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         reconstruction_loss: Literal["l1", "mse"] = "l1",
         perceptual_weight: float = 1.0,
-        perceptual_weights: str | None = None,
+        vgg_path: str | None = None,
         allow_download: bool = False,
         adversarial: AdversarialLoss | None = None,
         gradient_clip_val: float | None = None,
@@ -109,7 +109,7 @@ class VQGAN(Tokenizer):
         self.adversarial = AdversarialLoss() if adversarial is None else adversarial
         self.discriminator_optimizer = discriminator_optimizer
         self.perceptual_weight = perceptual_weight
-        self.perceptual_weights = perceptual_weights
+        self.vgg_path = vgg_path
         self.allow_download = allow_download
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
@@ -137,9 +137,9 @@ class VQGAN(Tokenizer):
         if self.perceptual_weight and self.perceptual_loss is None:
             trunk = obtain(
                 "vgg",
-                self.perceptual_weights,
+                self.vgg_path,
                 self.allow_download,
-                option="--model.perceptual_weights",
+                option="--model.vgg_path",
                 switch_off="set --model.perceptual_weight to 0",
             )
             self.perceptual_loss = PerceptualLoss(lpips_network("vgg", trunk))

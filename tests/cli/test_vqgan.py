@@ -84,7 +84,7 @@ def test_absent_perceptual_weights_stop_a_run_before_it_starts(refusal, experime
     assert "vgg16-397923af.pth" in message
     assert str(tmp_path / "mine") in message
     assert str(folder) in message
-    for remedy in ("nsvq weights fetch vgg", "--model.perceptual_weights", "perceptual_weight to 0", "allow_download"):
+    for remedy in ("nsvq weights fetch vgg", "--model.vgg_path", "perceptual_weight to 0", "allow_download"):
         assert remedy in message
     assert not list((tmp_path / "runs").rglob("*.csv"))
 
