@@ -38,6 +38,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def everywhere(condition: bool) -> bool:
+    """Return whether a condition holds in all processes."""
+    if not is_distributed():
+        return condition
+    conditions = [False] * world_size()
+    dist.all_gather_object(conditions, condition)
+    return all(conditions)
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if is_distributed():

@@ -13,7 +13,7 @@ from torchmetrics.image import FrechetInceptionDistance
 
 from nsvq.callbacks.protocols import images_of
 from nsvq.callbacks.results import write_results
-from nsvq.distributed import all_reduce_sum, world_size
+from nsvq.distributed import all_reduce_sum
 from nsvq.metrics import (
     LPIPSMetric,
     fid_name,
@@ -24,7 +24,7 @@ from nsvq.metrics import (
     to_eight_bit,
     to_uint8,
 )
-from nsvq.pretrained import lpips_network, obtain
+from nsvq.pretrained import PRETRAINED, lpips_network, obtain
 
 Pretrained = Literal["inception", "alex", "vgg"]
 
@@ -97,7 +97,7 @@ class ImageQuality(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the networks' weights before anything runs."""
         if stage in ("validate", "test") or (stage == "fit" and self.every_n_epochs is not None):
-            self._build(trainer.strategy.root_device)
+            self._build()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether this pass is measured."""
@@ -141,43 +141,34 @@ class ImageQuality(Callback):
         """Write the pass, now that all of its numbers are known."""
         self._write(trainer, pl_module, "test")
 
-    def _build(self, device: torch.device) -> None:
+    def _build(self) -> None:
         if self._metrics is not None:
             return
         self._metrics = {}
         if self.fid and self.fid_extractor is not None:
             self._metrics["rfid"] = frechet_distance(self.fid_extractor)
-        elif self.fid and (weights := self._obtain("inception", "rfid", device)) is not None:
+        elif self.fid and (weights := self._obtain("inception", "rfid")) is not None:
             self._metrics["rfid"] = frechet_inception_distance(weights)
         for name in self.lpips:
-            if (weights := self._obtain(name, f"lpips_{name}", device)) is not None:
+            if (weights := self._obtain(name, f"lpips_{name}")) is not None:
                 self._metrics[f"lpips_{name}"] = LPIPSMetric(lpips_network(name, weights))
         if self.ms_ssim:
             self._metrics["ms_ssim"] = multiscale_ssim(self.ms_ssim_betas)
         if self._missing:
-            rank_zero_info(f"not measured: {', '.join(self._missing)}. {next(iter(self._missing.values()))}")
+            rank_zero_info("\n".join(f"not measured: {name}: {reason}" for name, reason in self._missing.items()))
 
-    def _obtain(self, network: Pretrained, measure: str, device: torch.device) -> Path | None:
-        """Find weights; None, and a gap, if any process lacks them."""
-        path, reason = None, "another process has no weights"
+    def _obtain(self, network: Pretrained, measure: str) -> Path | None:
+        """Find weights on all processes; None, and a gap, if one lacks them."""
+        path = self.weights.get(network)
         try:
-            path = obtain(
-                network,
-                self.weights.get(network),
-                self.allow_download,
-                option=f"--image_quality.weights.{network}",
-                switch_off="leave the measure out of --image_quality",
-            )
-        except FileNotFoundError as error:
+            return obtain(network, path, self.allow_download, option=f"--image_quality.weights.{network}")
+        except FileNotFoundError:
             # A path that the user wrote is no gap but a mistake.
-            if network in self.weights:
+            if path is not None:
                 raise
-            reason = str(error)
-        found = all_reduce_sum(torch.tensor(int(path is not None), device=device))
-        if int(found) < world_size():
-            self._missing[measure] = reason
+            name = PRETRAINED[network].name
+            self._missing[measure] = f"{name} was not found; `nsvq weights fetch {network}` fetches it"
             return None
-        return path
 
     def _start(self, measuring: bool) -> None:
         self._measuring = measuring

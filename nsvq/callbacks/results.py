@@ -74,7 +74,7 @@ def write_results(
     }
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "results.json.part"
-    part.write_text(json.dumps(results, indent=2) + "\n")
+    part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     part.replace(folder / "results.json")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nsvq.distributed import barrier, rank
+from nsvq.distributed import barrier, everywhere, rank
 
 CHUNK_BYTES = 2**20
 
@@ -169,8 +169,9 @@ def obtain(
         Its path.
 
     Raises:
-        FileNotFoundError: On every rank, if it lies nowhere and was not downloaded.
-        ValueError: If there is no such key, or the file found is damaged or another one.
+        FileNotFoundError: If it lies nowhere and was not downloaded; on every rank, if that is so on any.
+        ValueError: If there is no such key, or the file found is damaged or another one; other ranks, where it is
+            sound, raise a FileNotFoundError.
     """
     failure = None
     if allow_download:
@@ -181,12 +182,17 @@ def obtain(
             except (OSError, ValueError) as error:
                 failure = error
         barrier()
+    found, refusal = None, None
     try:
-        return find(key, path, option, switch_off)
-    except FileNotFoundError as error:
-        if failure is None:
-            raise
-        raise FileNotFoundError(f"{failure}. {error}") from failure
+        found = find(key, path, option, switch_off)
+    except (FileNotFoundError, ValueError) as error:
+        refusal = error
+    sound = everywhere(found is not None)
+    if refusal is not None:
+        raise type(refusal)(f"{failure}. {refusal}" if failure else str(refusal)) from failure
+    if found is None or not sound:
+        raise FileNotFoundError(f"another process found no sound {PRETRAINED[key].name}")
+    return found
 
 
 def _file(key: str) -> PretrainedFile:
