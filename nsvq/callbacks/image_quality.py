@@ -13,7 +13,7 @@ from torchmetrics.image import FrechetInceptionDistance
 
 from nsvq.callbacks.protocols import images_of
 from nsvq.callbacks.results import write_results
-from nsvq.distributed import all_reduce_sum
+from nsvq.distributed import all_reduce_sum, everywhere
 from nsvq.metrics import (
     LPIPSMetric,
     fid_name,
@@ -89,7 +89,8 @@ class ImageQuality(Callback):
         self.weights = weights or {}
         self.allow_download = allow_download
         self._metrics: dict[str, Metric] | None = None
-        self._missing: dict[str, str] = {}
+        self._absent: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
         self._measuring = False
         self._images = 0
         self._shape: tuple[int, ...] = ()
@@ -105,13 +106,13 @@ class ImageQuality(Callback):
             self._measuring = False
         elif trainer.state.fn == "fit":
             due = self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-            self._start(due)
+            self._start(due, pl_module)
         else:
-            self._start(True)
+            self._start(True, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the pass."""
-        self._start(True)
+        self._start(True, pl_module)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
@@ -154,8 +155,8 @@ class ImageQuality(Callback):
                 self._metrics[f"lpips_{name}"] = LPIPSMetric(lpips_network(name, weights))
         if self.ms_ssim:
             self._metrics["ms_ssim"] = multiscale_ssim(self.ms_ssim_betas)
-        if self._missing:
-            rank_zero_info("\n".join(f"not measured: {name}: {reason}" for name, reason in self._missing.items()))
+        if self._absent:
+            rank_zero_info("\n".join(f"not measured: {name}: {reason}" for name, reason in self._absent.items()))
 
     def _obtain(self, network: Pretrained, measure: str) -> Path | None:
         """Find weights on all processes; None, and a gap, if one lacks them."""
@@ -167,14 +168,15 @@ class ImageQuality(Callback):
             if path is not None:
                 raise
             name = PRETRAINED[network].name
-            self._missing[measure] = f"{name} was not found; `nsvq weights fetch {network}` fetches it"
+            self._absent[measure] = f"{name} was not found; `nsvq weights fetch {network}` fetches it"
             return None
 
-    def _start(self, measuring: bool) -> None:
+    def _start(self, measuring: bool, pl_module: LightningModule) -> None:
         self._measuring = measuring
         self._images = 0
+        self._skipped = {}
         for metric in (self._metrics or {}).values():
-            metric.reset()
+            metric.to(pl_module.device).reset()
 
     @torch.no_grad()
     def _observe(self, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
@@ -189,35 +191,45 @@ class ImageQuality(Callback):
         self._images += len(images)
         self._shape = tuple(images.shape[1:])
         for name, metric in self._metrics.items():
-            metric.to(images.device)
-            if isinstance(metric, FrechetInceptionDistance):
+            if (reason := self._unsuited(metric, images)) is not None:
+                self._skipped[name] = reason
+            elif isinstance(metric, FrechetInceptionDistance):
                 metric.update(to_uint8(images), real=True)
                 metric.update(to_uint8(reconstructions), real=False)
             elif isinstance(metric, LPIPSMetric):
                 metric.update(reconstructions.float().clamp(-1, 1), images.float())
-            elif self._large_enough(name, images):
+            else:
                 metric.update(to_eight_bit(reconstructions), to_eight_bit(images))
 
-    def _large_enough(self, name: str, images: Tensor) -> bool:
-        needed = multiscale_ssim_least_side(self.ms_ssim_betas)
-        if min(images.shape[-2:]) >= needed:
-            return True
-        self._missing[name] = f"needs images of at least {needed} pixels a side with these scales and window"
-        return False
+    def _unsuited(self, metric: Metric, images: Tensor) -> str | None:
+        """Return why images are not such as a metric takes; None if they are."""
+        channels, side = images.shape[1], min(images.shape[-2:])
+        least = 1
+        if isinstance(metric, LPIPSMetric):
+            least = metric.distance.smallest_side
+        elif not isinstance(metric, FrechetInceptionDistance):
+            least = multiscale_ssim_least_side(self.ms_ssim_betas)
+        elif self.fid_extractor is not None:
+            return None
+        if side < least:
+            return f"needs images of at least {least} pixels a side, got {side}"
+        return f"needs images of 3 channels, got {channels}" if channels != 3 else None
 
     def _log(self, pl_module: LightningModule, split: str) -> None:
         if not self._measuring or self._metrics is None:
             return
         self._images = int(all_reduce_sum(torch.tensor(self._images, device=pl_module.device)))
         for name, metric in self._metrics.items():
-            if name in self._missing:
-                continue
-            if name == "rfid":
+            # All processes compute, or none does.
+            if not everywhere(name not in self._skipped):
+                self._skipped.setdefault(name, "unsuited to the images of another process")
+            elif name != "rfid":
+                pl_module.log(f"{split}/{name}", float(metric.compute()))
+            elif self._images < 2:
+                self._skipped[name] = "needs at least 2 images"
+            else:
                 name = fid_name(self._images, literature=self.fid_extractor is None)
-                if self._images < 2:
-                    self._missing[name] = "needs at least 2 images"
-                    continue
-            pl_module.log(f"{split}/{name}", float(metric.compute()))
+                pl_module.log(f"{split}/{name}", float(metric.compute()))
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         if self._measuring and self._metrics is not None:
@@ -226,4 +238,4 @@ class ImageQuality(Callback):
                 protocol["ms_ssim"] = f"betas {list(self.ms_ssim_betas)}, Gaussian window of 11 pixels, sigma 1.5"
             if self.fid_extractor is not None:
                 protocol["rfid"] = f"features of {type(self.fid_extractor).__name__}, which compare with nothing"
-            write_results(trainer, pl_module, split, self._images, self._missing, protocol)
+            write_results(trainer, pl_module, split, self._images, self._absent | self._skipped, protocol)

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections.abc import Sized
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from nsvq.callbacks.folder import run_folder
+from nsvq.callbacks.weight_ema import CHECKPOINT_KEY, WeightEMA
 
 PACKAGES = ("nsvq-lab", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
 MEASURES = {
@@ -48,7 +50,7 @@ def write_results(
     if folder is None:
         return
     data = getattr(trainer, "datamodule", None)
-    loaders = trainer.val_dataloaders if split == "val" else trainer.test_dataloaders
+    dataset = getattr(trainer.val_dataloaders if split == "val" else trainer.test_dataloaders, "dataset", None)
     measured = {
         name.removeprefix(f"{split}/"): float(value)
         for name, value in sorted(trainer.callback_metrics.items())
@@ -62,11 +64,13 @@ def write_results(
         "not_measured": missing,
         "protocol": {
             "model": type(module).__name__,
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path and trainer.state.fn != "fit" else None,
+            "weights": "averaged" if _averaged(trainer) else "live",
             "precision": str(trainer.precision),
             "data": type(data).__name__,
             "split_sha256": getattr(data, "split_sha256", {}).get(split),
-            "preparation": getattr(getattr(loaders, "dataset", None), "preparation", None),
+            "split_images": len(dataset) if isinstance(dataset, Sized) else None,
+            "preparation": getattr(dataset, "preparation", None),
             **MEASURES,
             **protocol,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -82,5 +86,16 @@ def _step(trainer: Trainer) -> int:
     """Return how many steps the weights were trained."""
     if trainer.state.fn == "fit" or not trainer.ckpt_path:
         return int(trainer.global_step)
-    checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-    return int(checkpoint["global_step"])
+    return int(_checkpoint(trainer)["global_step"])
+
+
+def _averaged(trainer: Trainer) -> bool:
+    """Return whether the weights are averages, see `WeightEMA`."""
+    if trainer.state.fn == "fit":
+        return any(isinstance(callback, WeightEMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return bool(trainer.ckpt_path) and CHECKPOINT_KEY in _checkpoint(trainer)
+
+
+def _checkpoint(trainer: Trainer) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(str(trainer.ckpt_path), map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint

@@ -1,5 +1,6 @@
 """Adversarial training: what the discriminator minimises, and what of it reaches the tokenizer."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,7 +29,8 @@ class AdversarialLoss(nn.Module):
         start: Step at which the tokenizer begins to feel it; None: together with discriminator_start. An untrained
             discriminator's gradient damages reconstructions, so let it lie later.
         ramp: Steps over which the weight then grows linearly from 0.
-        r1_weight: Factor γ of the gradient penalty γ/2·mean ‖∇D(x)‖² on real images (R1, arXiv 1801.04406, Eq. 9).
+        r1_weight: Factor γ of the gradient penalty γ/2·mean ‖∇D(x)‖² on real images (R1, arXiv 1801.04406, Eq. 9), with
+            D(x) the sum of an image's logits.
         r1_every_n_steps: Steps between penalties; the penalty is multiplied by it (StyleGAN2, arXiv 1912.04958).
         lecam_weight: Factor of the LeCam regularisation mean relu(D(x) − ema_fake)² + mean relu(ema_real − D(x̂))²
             (arXiv 2104.03310, Eq. 6 in its released form).
@@ -84,6 +86,12 @@ class AdversarialLoss(nn.Module):
         self.lecam_decay = lecam_decay
         self.register_buffer("lecam_real", torch.zeros(()))
         self.register_buffer("lecam_fake", torch.zeros(()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdversarialLoss":
+        # A step of 1 − lecam_decay falls below the resolution of half types, so the means don't follow into them.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.lecam_real, self.lecam_fake = at_least_float32(self.lecam_real), at_least_float32(self.lecam_fake)
+        return self
 
     def discriminator_learns(self, step: int) -> bool:
         """Whether the discriminator is trained at a step."""
@@ -165,7 +173,7 @@ def adaptive_weight(task_loss: Tensor, adversarial_loss: Tensor | None, last_lay
         last_layer: The decoder's last weight.
 
     Returns:
-        Scalar in [0, 1e4] without a gradient; 0 without an adversarial loss.
+        Scalar in [0, 1e4] without a gradient; 0 without an adversarial loss, nan where a gradient is not finite.
     """
     if adversarial_loss is None:
         gradients = at_least_float32(
@@ -176,9 +184,10 @@ def adaptive_weight(task_loss: Tensor, adversarial_loss: Tensor | None, last_lay
         gradients = torch.stack(
             [at_least_float32(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).flatten() for loss in losses]
         )
-    task, adversarial = (all_reduce_sum(gradients) / world_size()).norm(dim=1)
-    weight: Tensor = (task / (adversarial + EPSILON)).clamp(max=MAX_ADAPTIVE_WEIGHT)
-    return weight
+    norms = (all_reduce_sum(gradients) / world_size()).norm(dim=1)
+    weight = (norms[0] / (norms[1] + EPSILON)).clamp(max=MAX_ADAPTIVE_WEIGHT)
+    # An infinite norm would hide behind the clamp or a weight of 0.
+    return torch.where(norms.isfinite().all(), weight, torch.nan)
 
 
 def _hinge(logits: Tensor) -> Tensor:

@@ -25,5 +25,5 @@ def stop_unless_finite(values: Mapping[str, Tensor], step: int) -> None:
     names = [name for name, count in zip(values, broken, strict=True) if count]
     if names:
         raise FloatingPointError(
-            f"not finite at step {step}: {', '.join(names)}; training stopped, and the last checkpoint is sound"
+            f"not finite at step {step}: {', '.join(names)}; training stopped, earlier checkpoints are untouched"
         )

@@ -108,12 +108,16 @@ class Tokenizer(LightningModule):
         return reconstructions, output
 
     def tokenizer_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Return names and parameters of encoder, quantizer and decoder."""
-        return self.named_parameters()
+        """Return names and parameters of encoder, quantizer and decoder; a shared one under each of its names."""
+        return self.named_parameters(remove_duplicate=False)
 
-    def on_train_epoch_end(self) -> None:
-        """Advance what the quantizer schedules per epoch."""
-        self.quantizer.on_epoch_end()
+    def end_batch(self) -> None:
+        """Advance what the quantizer schedules per epoch, if this training batch is an epoch's last.
+
+        Training steps call it at their end: a checkpoint that is saved behind the epoch's last batch must know.
+        """
+        if self.trainer.is_last_batch:
+            self.quantizer.on_epoch_end()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Measure a batch of validation images and return their `reconstructions`."""
@@ -138,8 +142,8 @@ class Tokenizer(LightningModule):
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             raise FloatingPointError(
-                f"not finite after step {self.global_step}: {broken[0]}{more}; no checkpoint was written, and the last "
-                "one is sound"
+                f"not finite after step {self.global_step}: {broken[0]}{more}; no checkpoint was written, earlier "
+                "ones are untouched"
             )
 
     def tokenizer_optimizer(self) -> Optimizer:
@@ -149,7 +153,7 @@ class Tokenizer(LightningModule):
             ValueError: If the optimizer refuses its options.
         """
         groups = parameter_groups(
-            (parameter for _, parameter in self.tokenizer_parameters()),
+            dict.fromkeys(parameter for _, parameter in self.tokenizer_parameters()),
             [self.encoder, self.to_latents],
             self.quantizer,
             self.encoder_lr_factor,

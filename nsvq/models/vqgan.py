@@ -31,7 +31,8 @@ class VQGAN(Tokenizer):
 
     The tokenizer minimises reconstruction loss + perceptual_weight · LPIPS + the quantizer's loss + λ · adversarial
     loss, with λ from `AdversarialLoss` and, where adaptive, `nsvq.losses.adaptive_weight`. Each batch runs the
-    autoencoder once. A step is a batch: `trainer.global_step` counts each once, also with accumulated gradients.
+    autoencoder once. A step is a batch, also with accumulated gradients: `trainer.global_step`, checkpoints, loggers
+    and averages of weights count each once.
 
     `val/loss` is the reconstruction loss plus the quantizer's. Under DDP the strategy must be
     `ddp_find_unused_parameters_true`, since each of the two losses leaves the other's parameters unused.
@@ -44,7 +45,8 @@ class VQGAN(Tokenizer):
         discriminator: Maps images (B, C, H, W) to logits of any shape; None: a `PatchDiscriminator`.
         optimizer: Builds the tokenizer's optimizer from parameter groups.
         discriminator_optimizer: Builds the discriminator's.
-        lr_scheduler: Builds a learning-rate scheduler from an optimizer, one for each of the two.
+        lr_scheduler: Builds a learning-rate scheduler from an optimizer, one for each of the two; the discriminator's
+            rests until the discriminator learns.
         lr_scheduler_interval: What steps the schedulers: a step of the optimizers or an epoch.
         reconstruction_loss: Mean absolute (`l1`) or mean squared error (`mse`).
         perceptual_weight: Factor of LPIPS (VGG, arXiv 1801.03924); 0 needs no pretrained weights.
@@ -52,11 +54,12 @@ class VQGAN(Tokenizer):
         allow_download: Whether rank 0 may fetch them.
         adversarial: The adversarial losses and their schedule; None: `AdversarialLoss()`.
         gradient_clip_val: Largest gradient norm of each of the two optimizers' parameters; None does not clip.
-        accumulate_grad_batches: Batches whose mean gradient an optimizer step takes.
+        accumulate_grad_batches: Batches whose mean gradient an optimizer step takes; the last of an epoch, where they
+            are fewer, are divided by the same number.
         encoder_lr_factor: Factor of the learning rate of the encoder and its 1×1 convolution.
         codebook_lr_factor: Factor of the learning rate of free code vectors.
-        pretrained: A taming-transformers or latent-diffusion checkpoint to start the autoencoder from, see
-            `nsvq.models.published`.
+        pretrained: A taming-transformers or latent-diffusion checkpoint that the autoencoder starts from where no
+            checkpoint of a run is given, see `nsvq.models.published`.
 
     Raises:
         ValueError: If a network lacks a needed attribute or an option is out of its range.
@@ -113,27 +116,33 @@ class VQGAN(Tokenizer):
         self.allow_download = allow_download
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
+        self.pretrained = pretrained
         self.perceptual_loss: PerceptualLoss | None = None
-        if pretrained is not None:
-            load_published_autoencoder(self, Path(pretrained))
 
     def tokenizer_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return names and parameters of all but the discriminator."""
         adversary = {id(parameter) for parameter in self.discriminator.parameters()}
-        return ((name, value) for name, value in self.named_parameters() if id(value) not in adversary)
+        return ((name, value) for name, value in super().tokenizer_parameters() if id(value) not in adversary)
 
     def setup(self, stage: str) -> None:
-        """Load the perceptual network before training.
+        """Load the weights to start from and, before training, the perceptual network.
 
         Raises:
-            FileNotFoundError: If its weights are needed and found nowhere.
-            ValueError: If the strategy cannot train two losses.
+            FileNotFoundError: If weights are needed and found nowhere.
+            ValueError: If weights are another model's, or the strategy or precision cannot train two losses.
         """
+        if self.pretrained is not None and self.trainer.ckpt_path is None:
+            load_published_autoencoder(self, Path(self.pretrained))
         if stage != "fit":
             return
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ValueError("VQGAN has two losses and needs --trainer.strategy ddp_find_unused_parameters_true")
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "VQGAN does not train in 16-mixed, where the gradients that the adaptive weight compares vanish: give "
+                "--trainer.precision bf16-mixed"
+            )
         if self.perceptual_weight and self.perceptual_loss is None:
             trunk = obtain(
                 "vgg",
@@ -162,26 +171,25 @@ class VQGAN(Tokenizer):
             stop_unless_finite(losses | watched, step)
             self.log_training(losses | watched, loss)
             full = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
-            # One after the other, since a loss scaler changes its scale with each optimizer's step.
             for value, optimizer in backward:
                 self.manual_backward(value / self.accumulate_grad_batches)
                 if full:
                     optimizer.step()
                     optimizer.zero_grad()
-            if full and self.lr_scheduler_interval == "step":
-                self._step_schedulers()
+            if full if self.lr_scheduler_interval == "step" else self.trainer.is_last_batch:
+                schedulers = cast(list[LRScheduler], self.lr_schedulers() or [])
+                for scheduler, _ in zip(schedulers, backward, strict=False):
+                    scheduler.step()
+            self.end_batch()
         return loss.detach()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip gradients; a loss scaler has undone its scale by now."""
+        """Clip gradients."""
         if self.gradient_clip_val is not None:
             self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
 
-    def on_train_epoch_end(self) -> None:
-        """Advance what is scheduled per epoch."""
-        super().on_train_epoch_end()
-        if self.lr_scheduler_interval == "epoch":
-            self._step_schedulers()
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep gradients that are being accumulated, which Lightning would clear before a validation."""
 
     def configure_optimizers(self) -> Any:
         """Build both optimizers, with the tokenizer's learning-rate factors applied, and their schedulers.
@@ -222,7 +230,3 @@ class VQGAN(Tokenizer):
         if penalty is not None:
             loss = loss + penalty
         return loss, {"real_logits": real.float().mean(), "fake_logits": fake.float().mean()}
-
-    def _step_schedulers(self) -> None:
-        for scheduler in cast(list[LRScheduler], self.lr_schedulers() or []):
-            scheduler.step()

@@ -69,6 +69,7 @@ class VQVAE(Tokenizer):
         loss: Tensor = losses["reconstruction_loss"] + output.loss
         stop_unless_finite(losses, self.global_step)
         self.log_training(losses, loss)
+        self.end_batch()
         return loss
 
     def configure_optimizers(self) -> Any:
