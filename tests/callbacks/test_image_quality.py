@@ -98,6 +98,7 @@ def test_the_record_tells_the_protocol(tmp_path, model, images):
     assert "Grey" in protocol["rfid"]
     assert "[0.6, 0.4]" in protocol["ms_ssim"]
     assert protocol["model"] == "VQVAE"
+    assert (protocol["weights"], protocol["checkpoint"], protocol["split_images"]) == ("live", None, COUNT)
     assert set(protocol["versions"]) >= {"torch", "torchmetrics", "torch-fidelity", "lpips"}
 
 
@@ -123,6 +124,19 @@ def test_small_images_have_no_multiscale_ssim(tmp_path, model, images):
     found = results(tmp_path)
     assert "at least 176 pixels" in found["not_measured"]["ms_ssim"]
     assert "ms_ssim" not in found["metrics"]
+
+
+def test_images_too_small_for_a_network_are_a_gap_of_that_pass_only(tmp_path, fake_hub, model, images):
+    fake_hub("alex")
+    runner = trainer(
+        tmp_path, ImageQuality(fid_extractor=Grey(), lpips=["alex"], ms_ssim=True, ms_ssim_betas=[0.4, 0.4, 0.2])
+    )
+    for pictures, gaps in ((images[:1, :, :16, :16], {"lpips_alex", "ms_ssim", "rfid"}), (images, set())):
+        runner.validate(model, DataLoader(pictures, batch_size=4), verbose=False)
+        found = results(tmp_path)
+        assert set(found["not_measured"]) == gaps
+        assert ("lpips_alex" in found["metrics"]) == (not gaps)
+    assert "at least 31 pixels a side, got 16" not in str(found["not_measured"])
 
 
 def test_a_pass_begins_afresh(tmp_path, model, images):
@@ -152,7 +166,9 @@ def test_training_measures_every_nth_epoch_and_saves_no_network(tmp_path, fake_h
     assert seen == [None, None, 4, 4, 8, 8]
     assert "val/lpips_alex" in (tmp_path / "metrics.csv").read_text()
     assert not any("lpips" in name or "distance" in name for name in model.state_dict())
-    assert "lpips" not in str(list(runner._checkpoint_connector.dump_checkpoint().keys()))
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    size = (tmp_path / "last.ckpt").stat().st_size
+    assert size < 1e6 < sum(value.numel() for value in lpips_network("alex", find("alex")).state_dict().values())
 
 
 def test_training_asks_for_no_weights_unless_told(tmp_path, fake_hub, model, images):
@@ -161,7 +177,7 @@ def test_training_asks_for_no_weights_unless_told(tmp_path, fake_hub, model, ima
     quality = ImageQuality()
     trainer(tmp_path, quality, max_epochs=1, log_every_n_steps=1).fit(model, loader, loader)
     assert not (tmp_path / "results.json").exists()
-    assert quality._missing == {}
+    assert quality._absent == {}
 
 
 def test_a_model_that_returns_no_reconstructions_is_named(tmp_path, images):

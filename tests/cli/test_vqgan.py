@@ -1,6 +1,7 @@
 """VQ-GANs through the command line."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,7 +37,8 @@ def test_a_run_with_every_meter_replacement_and_average(tiny, tmp_path):
     codebook = pd.read_csv(folder / "curves" / "codebook.csv")
     assert codebook[codebook["split"] == "train"]["step"].tolist() == [2, 4, 6]
     assert pd.read_csv(folder / "curves" / "drift.csv")["step"].tolist() == [2, 4, 6]
-    assert json.loads((folder / "results.json").read_text())["step"] == 6
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["step"], results["protocol"]["weights"]) == (6, "averaged")
     assert json.loads((folder / "environment.json").read_text())["train_steps"] == 6
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6
@@ -116,6 +118,10 @@ def test_a_run_starts_from_a_published_checkpoint(tiny, tmp_path, capsys):
     checkpoint = tmp_path / "runs" / "vqgan_tiny" / "a" / "checkpoints" / "last.ckpt"
     assert tiny(*FIT, "--version=c", f"--ckpt_path={checkpoint}", command="validate") == 0
     expected = pd.read_csv(tmp_path / "runs" / "vqgan_tiny" / "c" / "metrics.csv")
+    # A run that started from it needs the file no more.
+    assert tiny(*FIT, "--model.pretrained=published.ckpt", "--trainer.max_steps=1", "--version=d") == 0
+    Path("published.ckpt").unlink()
+    assert isinstance(load_run(tmp_path / "runs" / "vqgan_tiny" / "d"), VQGAN)
     assert metrics["val/psnr"].tolist() == expected["val/psnr"].tolist()
 
 
@@ -142,7 +148,7 @@ def test_a_nan_stops_the_program_with_one_line(tiny, capsys, tmp_path):
         tiny(
             *FIT,
             "--version=a",
-            "--model.optimizer.lr=1e30",
+            "--model.optimizer.lr=1e12",
             "--checkpoint.every_n_train_steps=1",
             "--trainer.max_steps=20",
         )
@@ -150,6 +156,5 @@ def test_a_nan_stops_the_program_with_one_line(tiny, capsys, tmp_path):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("nsvq: error: not finite")
     path = tmp_path / "runs" / "vqgan_tiny" / "a" / "checkpoints" / "last.ckpt"
-    if path.exists():
-        state = torch.load(path, weights_only=True)["state_dict"]
-        assert all(value.isfinite().all() for value in state.values())
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())

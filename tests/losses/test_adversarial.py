@@ -120,6 +120,19 @@ def test_adaptive_weight_is_clamped_and_zero_before_the_start():
     assert adaptive_weight(weight.sum(), None, weight) == 0
 
 
+def test_an_infinite_gradient_is_not_hidden_by_the_clamp():
+    weight = torch.randn(4, requires_grad=True)
+    assert adaptive_weight((weight * float("inf")).sum(), weight.sum(), weight).isnan()
+    assert adaptive_weight(weight.sum(), (weight * float("inf")).sum(), weight).isnan()
+
+
+def test_lecam_keeps_its_means_in_float32():
+    loss = AdversarialLoss(lecam_weight=1.0).bfloat16()
+    assert (loss.lecam_real.dtype, loss.lecam_fake.dtype) == (torch.float32, torch.float32)
+    loss.discriminator_loss(torch.ones(3), -torch.ones(3))
+    assert loss.lecam_real.item() == pytest.approx(0.001)
+
+
 def ranks_share(rank_images, weight):
     import torch.distributed as dist
 

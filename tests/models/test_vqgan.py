@@ -199,6 +199,17 @@ def test_accumulated_gradients_are_those_of_the_joined_batch():
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
+def test_validation_in_the_middle_of_an_accumulation_changes_nothing():
+    def run(**arguments):
+        model = build(accumulate_grad_batches=4)
+        fit(model, max_steps=4, count=16, **arguments)
+        return model.state_dict()
+
+    alone, validated = run(), run(val_check_interval=2, limit_val_batches=1)
+    for name, value in alone.items():
+        assert value.equal(validated[name]), name
+
+
 def test_the_last_batch_of_an_epoch_ends_an_accumulation():
     model = build(accumulate_grad_batches=8)
     before = copy.deepcopy(model.state_dict())
@@ -258,6 +269,36 @@ def test_a_resumed_run_goes_on_counting_and_scheduling(tmp_path):
     assert trainer.global_step == 8
     for name, value in whole.state_dict().items():
         assert value.equal(resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", [VQVAE, VQGAN])
+def test_what_is_scheduled_per_epoch_goes_on_from_an_epochs_last_batch(tmp_path, kind):
+    """A checkpoint behind the last batch of an epoch is written before the epoch ends."""
+
+    def run(steps, *callbacks, **arguments):
+        model = build(
+            NSVQ,
+            {"bandwidth": BandwidthSchedule(1.0, kind="exponential", decay=0.5, per="epoch")},
+            kind=kind,
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5),
+        )
+        trainer = fit(model, *callbacks, max_steps=steps, **arguments)
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        return float(model.quantizer.codebook_loss.bandwidth), rates
+
+    whole = run(6, ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1))
+    assert run(6, ckpt_path=tmp_path / "step=2.ckpt") == whole
+    assert whole[0] == 0.125
+
+
+def test_the_discriminators_rate_rests_until_it_learns():
+    model = build(
+        adversarial={"discriminator_start": 4},
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5),
+        lr_scheduler_interval="step",
+    )
+    trainer = fit(model, max_steps=6)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers] == pytest.approx([0.05 / 64, 0.05 / 4])
 
 
 @pytest.mark.parametrize(("interval", "halvings"), [("step", 6), ("epoch", 3)])
@@ -378,6 +419,12 @@ def test_bad_arguments_are_named():
         fit(build(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau))
     with pytest.raises(ValueError, match="optimizer refuses its options"):
         fit(build(discriminator_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=-1.0)))
+
+
+def test_a_loss_scaler_is_refused(monkeypatch):
+    monkeypatch.setattr(Trainer, "precision", property(lambda self: "16-mixed"))
+    with pytest.raises(ValueError, match=r"16-mixed.*bf16-mixed"):
+        fit(build())
 
 
 class Plain(nn.Module):
