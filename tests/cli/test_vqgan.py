@@ -1,6 +1,8 @@
 """VQ-GANs through the command line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -158,3 +160,53 @@ def test_a_nan_stops_the_program_with_one_line(tiny, capsys, tmp_path):
     path = tmp_path / "runs" / "vqgan_tiny" / "a" / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.fixture
+def two_processes(experiments):
+    """Run `nsvq fit` on the small VQ-GAN with two processes, as a program."""
+
+    def run(*words):
+        script = Path(sys.executable).parent / "nsvq"
+        ranks = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+        ranks += ["--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.limit_val_batches=2"]
+        command = [script, "fit", "--config", str(experiments / "vqgan_tiny.yaml"), *FIT, *ranks, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_vqgan(two_processes, tmp_path):
+    words = ["--data.batch_size=2", "--data.samples_per_epoch=12", "--weight_ema=WeightEMA", "--trainer.max_steps=6"]
+    words += ["--image_quality.every_n_epochs=2", "--checkpoint.every_n_train_steps=2", "--model.gradient_clip_val=1"]
+    result = two_processes(*words, "--version=a")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / "vqgan_tiny" / "a"
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["step"], results["metrics"]["tokens"], results["images"]) == (6, 2 * 2 * 2 * 64, 2 * 2 * 2)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["weight_ema"]["updates"]) == (6, 5)
+
+
+@pytest.mark.slow
+def test_a_nan_ends_both_processes(two_processes, tmp_path):
+    words = ["--data.batch_size=2", "--model.optimizer.lr=1e12", "--checkpoint.every_n_train_steps=1"]
+    result = two_processes(*words, "--version=a", "--trainer.max_steps=50")
+    assert result.returncode == 2
+    lines = {line for line in result.stderr.splitlines() if line.startswith("nsvq: error")}
+    assert len(lines) == 1
+    assert "not finite" in lines.pop()
+    state = torch.load(tmp_path / "runs" / "vqgan_tiny" / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+@pytest.mark.slow
+def test_plain_ddp_is_refused_with_the_strategy_to_use(experiments):
+    script = Path(sys.executable).parent / "nsvq"
+    words = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    command = [script, "fit", "--config", str(experiments / "vqgan_tiny.yaml"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 2
+    assert "--trainer.strategy ddp_find_unused_parameters_true" in result.stderr
+    assert "Traceback" not in result.stderr
