@@ -105,6 +105,35 @@ def test_two_processes_give_the_weights_of_one(rank_pool, kind, quantizer):
         assert first[1]["train/adversarial_weight"] == pytest.approx(logged["train/adversarial_weight"], rel=1e-9)
 
 
+def communicated(kind):
+    """Train and return how often, and in which sizes, this process joined a reduction of ours in each step."""
+    steps, reduce = [[]], dist.all_reduce
+
+    class Mark(Callback):
+        def on_train_batch_end(self, *_):
+            steps.append([])
+
+    def watched(tensor, *arguments, **options):
+        steps[-1].append(tensor.numel())
+        return reduce(tensor, *arguments, **options)
+
+    dist.all_reduce = watched
+    try:
+        train(kind, VanillaVQ, Mark())
+    finally:
+        dist.all_reduce = reduce
+    return steps[:STEPS]
+
+
+def test_communication_does_not_depend_on_the_tokenizers_adversarial_start(rank_pool):
+    """The discriminator learns from step 1 (LeCAM, its own checks), the tokenizer feels it from step 3."""
+    first, second = rank_pool.run(communicated, VQGAN)
+    assert first == second
+    assert all(step == first[1] for step in first[1:])
+    last_layer = build(VQGAN, VanillaVQ).decoder.last_layer.numel()
+    assert all(step.count(2 * last_layer) == 1 for step in first)
+
+
 class Grey(nn.Module):
     """Features of an image: its mean level per channel."""
 
