@@ -131,8 +131,11 @@ class VQGAN(Tokenizer):
             FileNotFoundError: If weights are needed and found nowhere.
             ValueError: If weights are another model's, or the strategy or precision cannot train two losses.
         """
-        if self.pretrained is not None and self.trainer.ckpt_path is None:
-            load_published_autoencoder(self, Path(self.pretrained))
+        if self.pretrained is not None:
+            if self.trainer.ckpt_path is None:
+                load_published_autoencoder(self, Path(self.pretrained))
+            # A later stage must not replace what was trained.
+            self.pretrained = None
         if stage != "fit":
             return
         strategy = self.trainer.strategy

@@ -421,6 +421,15 @@ def test_bad_arguments_are_named():
         fit(build(discriminator_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=-1.0)))
 
 
+def test_published_weights_are_loaded_once(monkeypatch):
+    loaded = []
+    monkeypatch.setattr("nsvq.models.vqgan.load_published_autoencoder", lambda model, path: loaded.append(str(path)))
+    model = build(pretrained="published.ckpt")
+    trainer = fit(model)
+    trainer.validate(model, DataLoader(images(), batch_size=4), verbose=False)
+    assert loaded == ["published.ckpt"]
+
+
 def test_a_loss_scaler_is_refused(monkeypatch):
     monkeypatch.setattr(Trainer, "precision", property(lambda self: "16-mixed"))
     with pytest.raises(ValueError, match=r"16-mixed.*bf16-mixed"):
