@@ -36,7 +36,7 @@ from nsvq.callbacks import (
 )
 from nsvq.cli.checkpoints import RunCheckpoint, check_checkpoint, refuse_averaged_weights
 from nsvq.cli.messages import parser_message
-from nsvq.cli.run_folder import create_run_folder, wandb_run_id
+from nsvq.cli.run_folder import create_run_folder, remove_unused_folder, wandb_run_id
 from nsvq.cli.run_logger import RunLogger
 from nsvq.cli.run_record import RunRecord
 from nsvq.data.base import ImageDataModule
@@ -192,7 +192,7 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and check the checkpoint."""
-        with self._leaving_no_empty_folder():
+        with self._leaving_no_unused_folder():
             super().instantiate_classes()
             path = self._config().get("ckpt_path")
             if path is not None:
@@ -225,16 +225,16 @@ class CLI(LightningCLI):
         return
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with self._leaving_no_empty_folder():
+        with self._leaving_no_unused_folder():
             super()._run_subcommand(subcommand)
 
     @contextmanager
-    def _leaving_no_empty_folder(self) -> Iterator[None]:
+    def _leaving_no_unused_folder(self) -> Iterator[None]:
         try:
             yield
         except Exception:
-            if self.run_folder is not None and self.run_folder.is_dir() and not any(self.run_folder.iterdir()):
-                self.run_folder.rmdir()
+            if self.run_folder is not None:
+                remove_unused_folder(self.run_folder)
             raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The place of a run."""
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def create_run_folder(root: Path, experiment: str, name: str | None) -> Path:
         raise OSError(f"cannot create a run folder below {root}: {error.strerror}") from error
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
+
+
+def remove_unused_folder(folder: Path) -> None:
+    """Remove the folder of a run that ended before it did anything: one that holds its configuration at the most."""
+    if getattr(rank_zero_only, "rank", 0) > 0 or not folder.is_dir():
+        return
+    if {path.name for path in folder.iterdir()} <= {"config.yaml", "environment.json"}:
+        shutil.rmtree(folder)
 
 
 def wandb_run_id(folder: Path) -> str:
