@@ -15,6 +15,7 @@ from nsvq.callbacks.protocols import images_of
 from nsvq.callbacks.results import write_results
 from nsvq.distributed import all_reduce_sum, everywhere
 from nsvq.metrics import (
+    MS_SSIM_BETAS,
     LPIPSMetric,
     fid_name,
     frechet_distance,
@@ -68,7 +69,7 @@ class ImageQuality(Callback):
         fid_extractor: nn.Module | None = None,
         lpips: Sequence[Literal["alex", "vgg"]] = ("alex", "vgg"),
         ms_ssim: bool = False,
-        ms_ssim_betas: Sequence[float] = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333),
+        ms_ssim_betas: Sequence[float] = MS_SSIM_BETAS,
         weights: dict[str, str] | None = None,
         allow_download: bool = False,
     ) -> None:

@@ -4,6 +4,7 @@ from nsvq.metrics.codebook import CodebookUsage, QuantizationError, usage_statis
 from nsvq.metrics.drift import ProbeState, drift_measures, scale
 from nsvq.metrics.fid import fid_name, frechet_distance, frechet_inception_distance
 from nsvq.metrics.image import (
+    MS_SSIM_BETAS,
     multiscale_ssim,
     multiscale_ssim_least_side,
     reconstruction_metrics,
@@ -13,6 +14,7 @@ from nsvq.metrics.image import (
 from nsvq.metrics.lpips import LPIPSMetric
 
 __all__ = [
+    "MS_SSIM_BETAS",
     "CodebookUsage",
     "LPIPSMetric",
     "ProbeState",

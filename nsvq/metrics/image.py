@@ -12,7 +12,7 @@ from torchmetrics.image import (
 )
 
 # Weights of the five scales (Wang et al., 2003).
-BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11
 
 
@@ -62,9 +62,7 @@ def reconstruction_metrics(prefix: str) -> MetricCollection:
     )
 
 
-def multiscale_ssim(
-    betas: Sequence[float] = BETAS, kernel_size: int = WINDOW
-) -> MultiScaleStructuralSimilarityIndexMeasure:
+def multiscale_ssim(betas: Sequence[float] = MS_SSIM_BETAS) -> MultiScaleStructuralSimilarityIndexMeasure:
     """Return MS-SSIM (Wang et al., Asilomar 2003) of images in [0, 1], averaged over images.
 
     It is the product over scales, each of half the sides of the one before, of the mean contrast-structure term to the
@@ -73,41 +71,35 @@ def multiscale_ssim(
 
     Args:
         betas: The scales' exponents, finest first.
-        kernel_size: Nothing but torchmetrics' bound on image sides depends on it: a smaller one allows smaller images
-            and leaves the window as it is.
 
     Returns:
         The metric; images must have the sides that `multiscale_ssim_least_side` tells.
 
     Raises:
-        ValueError: If there are no betas or kernel_size is not odd and above 0.
+        ValueError: If there are no betas.
     """
-    _check_scales(betas, kernel_size)
-    return MultiScaleStructuralSimilarityIndexMeasure(
-        data_range=1.0, kernel_size=kernel_size, betas=tuple(float(beta) for beta in betas)
-    )
+    _check_scales(betas)
+    return MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0, betas=tuple(float(beta) for beta in betas))
 
 
-def multiscale_ssim_least_side(betas: Sequence[float] = BETAS, kernel_size: int = WINDOW) -> int:
-    """Return the least image side, in pixels, that `multiscale_ssim` takes with these arguments: 176 by default.
+def multiscale_ssim_least_side(betas: Sequence[float] = MS_SSIM_BETAS) -> int:
+    """Return the least image side, in pixels, that `multiscale_ssim` takes with these betas: 176 by default.
 
     Raises:
-        ValueError: If there are no betas or kernel_size is not odd and above 0.
+        ValueError: If there are no betas.
     """
-    _check_scales(betas, kernel_size)
+    _check_scales(betas)
     scales = len(betas)
     # The coarsest scale must be larger than what is mirrored beyond its border.
     coarsest = (WINDOW // 2 + 1) * 2 ** (scales - 1)
-    torchmetrics = max(2**scales, kernel_size * max(1, scales - 1) ** 2)
+    torchmetrics = max(2**scales, WINDOW * max(1, scales - 1) ** 2)
     least: int = max(coarsest, torchmetrics)
     return least
 
 
-def _check_scales(betas: Sequence[float], kernel_size: int) -> None:
+def _check_scales(betas: Sequence[float]) -> None:
     if not betas:
         raise ValueError("MS-SSIM needs at least one beta")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"the kernel_size of MS-SSIM must be odd and above 0, got {kernel_size}")
 
 
 def _grey_levels(images: Tensor) -> Tensor:
