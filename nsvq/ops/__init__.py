@@ -1,7 +1,7 @@
 """Pure functions on tensors: nearest-code search, kernel-weighted codebook loss, gradient estimators."""
 
 from nsvq.ops.estimators import straight_through
-from nsvq.ops.kernel_loss import KERNELS, Kernel, KernelSweep, kernel_codebook_loss, kernel_weights
+from nsvq.ops.kernel_loss import KERNELS, Kernel, KernelSweep, kernel_codebook_loss
 from nsvq.ops.precision import call_raised, common_dtype
 from nsvq.ops.search import nearest_codes
 
@@ -12,7 +12,6 @@ __all__ = [
     "call_raised",
     "common_dtype",
     "kernel_codebook_loss",
-    "kernel_weights",
     "nearest_codes",
     "straight_through",
 ]

@@ -1,5 +1,8 @@
 """The precision rule of all quantizer arithmetic: at least float32, and float64 stays float64."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,6 +14,24 @@ def common_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute float32 products in float32: autocast is off and no shorter type stands in (TF32, bfloat16).
+
+    `torch.set_float32_matmul_precision` is restored on leaving.
+
+    Args:
+        device: Where the products are computed.
+    """
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def call_raised(module: nn.Module, inputs: Tensor) -> Tensor:

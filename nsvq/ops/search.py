@@ -1,51 +1,84 @@
 """Nearest-code search."""
 
+import math
+from typing import Literal, get_args
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nsvq.ops.blocks import row_blocks
-from nsvq.ops.precision import common_dtype
+from nsvq.ops.blocks import slices, tile_shape
+from nsvq.ops.duplicates import distinct_codes
+from nsvq.ops.precision import common_dtype, full_precision
+from nsvq.ops.scores import center_codes, improvements, score_codes, score_latents
+
+Metric = Literal["euclidean", "cosine"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 @torch.no_grad()
-def nearest_codes(latents: Tensor, codes: Tensor, block_size: int | None = None) -> Tensor:
-    """Find for each latent the code at the smallest squared Euclidean distance.
+def nearest_codes(
+    latents: Tensor, codes: Tensor, metric: Metric = "euclidean", memory_cap: int | None = None
+) -> Tensor:
+    """Find for each latent the nearest code.
 
     Both sides are shifted by the codes' mean first: distances don't change, and a codebook far from the origin loses
-    no digits. Among duplicated codes the lowest index wins.
+    no digits. Among duplicated codes the lowest index wins. Types are raised to float32, and products are computed in
+    it whatever autocast or `torch.set_float32_matmul_precision` say.
 
     Args:
         latents: Latents, shape (N, d).
         codes: Code vectors, shape (K, d).
-        block_size: Rows per block, see `row_blocks`; the working memory is block_size × K elements.
+        metric: `euclidean`: smallest (squared) distance; `cosine`: largest cosine, which is the smallest distance on
+            the unit sphere.
+        memory_cap: Bytes of working memory, see `tile_shape`.
 
     Returns:
         Code indices, int64, shape (N,).
+
+    Raises:
+        ValueError: If the metric is unknown or memory_cap is below 1.
     """
-    with torch.autocast(latents.device.type, enabled=False):
-        dtype = common_dtype(latents, codes)
-        center = codes.to(dtype).mean(dim=0)
-        codes = codes.to(dtype) - center
-        half_norms = codes.square().sum(dim=1) / 2
-        indices = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
-        for block in row_blocks(len(latents), len(codes), dtype, block_size):
-            scores = torch.addmm(half_norms, latents[block].to(dtype) - center, codes.T, alpha=-1)
-            torch.argmin(scores, dim=1, out=indices[block])
-        return lowest_duplicates(codes)[indices]
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known metrics: {', '.join(METRICS)}")
+    dtype = common_dtype(latents, codes)
+    latents, codes = latents.to(dtype), codes.to(dtype)
+    if metric == "cosine":
+        latents, codes = F.normalize(latents, dim=1), F.normalize(codes, dim=1)
+    indices: Tensor = search(latents, codes, memory_cap)
+    return indices
 
 
-def lowest_duplicates(codes: Tensor) -> Tensor:
-    """Find for each code the lowest index that holds the same vector.
+@torch.library.custom_op("nsvq::search", mutates_args=())
+def search(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
+    """Run the search: see `nearest_codes`."""
+    with full_precision(latents.device):
+        return search_tiles(latents, codes, memory_cap)
 
-    A matrix product may round equal columns differently, so its argmin alone picks any of them.
 
-    Args:
-        codes: Code vectors, shape (K, d).
+@search.register_fake
+def _(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
+    return latents.new_empty(len(latents), dtype=torch.int64)
 
-    Returns:
-        Indices, int64, shape (K,).
-    """
-    groups: Tensor
-    _, groups, sizes = codes.unique(dim=0, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
-    first = groups.argsort(stable=True)[sizes.cumsum(0) - sizes]
-    return first[groups]
+
+def search_tiles(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
+    """Search by tiles, see `nearest_codes`; latents and codes have one type of at least float32."""
+    center, codes = center_codes(codes)
+    distinct = distinct_codes(codes)
+    if distinct is not None:
+        codes = codes[distinct.first]
+    code_side = score_codes(codes)
+    indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+    block, width = tile_shape(len(latents), len(codes), codes.dtype, codes.device, memory_cap)
+    buffer = codes.new_empty(block * width)
+    for rows in slices(len(latents), block):
+        latent_side = score_latents(latents[rows] - center)
+        winners = indices[rows]
+        scores = codes.new_full((len(winners),), -math.inf)
+        for columns in slices(len(codes), width):
+            tile = buffer[: (columns.stop - columns.start) * len(winners)].view(-1, len(winners))
+            torch.mm(code_side[columns], latent_side, out=tile)
+            peaks, improved, places = improvements(tile, scores)
+            winners[improved] = columns.start + places
+            scores = torch.maximum(scores, peaks)
+    return indices if distinct is None else distinct.first[indices]

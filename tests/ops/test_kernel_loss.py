@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nsvq.ops import KERNELS, kernel_codebook_loss, kernel_weights, nearest_codes
+from nsvq.ops import KERNELS, kernel_codebook_loss, nearest_codes
+from nsvq.ops.kernel_sweep import sweep_tiles
 
 N, K, D = 60, 37, 5
 WEIGHT = {"gaussian": 0.5, "clamped_softmax": 0.3, "softmax": 0.1}
@@ -45,14 +48,14 @@ def test_loss_and_gradient_equal_autograd_through_the_plain_formula(kernel, band
     assert sweep.loss.dtype == codes.grad.dtype == torch.float64
 
 
-@pytest.mark.parametrize("block_size", [1, 7, N - 1, N, 10 * N, None])
+@pytest.mark.parametrize("memory_cap", [1, 4 * 7, 4 * K, 4 * 5 * K, 4 * (N - 1) * K, 10**6, None])
 @pytest.mark.parametrize("bandwidth", [1e-8, 0.1, 1.0, 1e4])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_float32_agrees_with_float64_for_every_block_size(kernel, bandwidth, block_size):
+def test_float32_agrees_with_float64_for_every_block_size(kernel, bandwidth, memory_cap):
     latents = torch.randn(N, D)
     codes = torch.randn(K, D, requires_grad=True)
     arguments = (kernel, bandwidth, WEIGHT[kernel])
-    sweep = kernel_codebook_loss(latents, codes, *arguments, block_size)
+    sweep = kernel_codebook_loss(latents, codes, *arguments, memory_cap)
     sweep.loss.backward()
     loss, gradient = plain_loss_and_gradient(latents, codes, *arguments)
     assert sweep.loss.dtype == torch.float32
@@ -92,7 +95,7 @@ def test_latents_close_to_far_flung_codes_keep_the_digits_of_their_distance():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_indices_and_winner_distance_are_those_of_the_search(kernel):
     latents, codes = torch.randn(N, D), torch.randn(K, D)
-    sweep = kernel_codebook_loss(latents, codes, kernel, 1.0, WEIGHT[kernel], block_size=8)
+    sweep = kernel_codebook_loss(latents, codes, kernel, 1.0, WEIGHT[kernel], memory_cap=8 * 4 * K)
     assert sweep.indices.equal(nearest_codes(latents, codes))
     expected = (latents - codes[sweep.indices]).square().sum(dim=1).mean()
     torch.testing.assert_close(sweep.winner_distance, expected)
@@ -104,6 +107,36 @@ def test_duplicated_codes_have_the_lowest_index_as_winner(k, d):
     unique = torch.randn(k, d)
     codes = torch.cat([unique, unique.flip(0), unique])
     assert kernel_codebook_loss(torch.randn(N, d), codes, "gaussian", 1.0, 0.5).indices.max() < k
+
+
+@pytest.mark.parametrize("memory_cap", [4, 4 * 5 * N, 4 * 3 * K, None])
+@pytest.mark.parametrize("bandwidth", [1e-8, 0.1, 10.0])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_equal_codes_have_the_lowest_as_winner_and_the_others_as_neighbors(kernel, bandwidth, memory_cap):
+    unique = torch.randn(K, D)
+    codes = torch.cat([unique, unique.flip(0), unique]).requires_grad_()
+    latents = torch.cat([torch.randn(N, D), unique[:10]])
+    arguments = (kernel, bandwidth, WEIGHT[kernel])
+    sweep = kernel_codebook_loss(latents, codes, *arguments, memory_cap)
+    sweep.loss.backward()
+    loss, gradient = plain_loss_and_gradient(latents, codes, *arguments)
+    torch.testing.assert_close(sweep.loss.double(), loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(codes.grad.double(), gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
+    assert sweep.indices.max() < K
+
+
+@pytest.mark.parametrize("memory_cap", [8 * N * 16, 8 * N * 64, None])
+@pytest.mark.parametrize("bandwidth", [1e-6, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_leaving_out_weights_that_vanish_changes_nothing(kernel, bandwidth, memory_cap):
+    codes = torch.randn(1000, 2, dtype=torch.float64, requires_grad=True)
+    latents = torch.randn(N, 2, dtype=torch.float64)
+    arguments = (kernel, bandwidth, WEIGHT[kernel])
+    sweep = kernel_codebook_loss(latents, codes, *arguments, memory_cap)
+    sweep.loss.backward()
+    loss, gradient = plain_loss_and_gradient(latents, codes, *arguments)
+    torch.testing.assert_close(sweep.loss, loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(codes.grad, gradient, rtol=0, atol=1e-9 * gradient.abs().max().item())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -147,18 +180,29 @@ class LargestResult(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_nothing_of_latents_times_codes_is_saved_or_made(kernel):
-    n, k, d, block_size = 500, 300, 4, 10
+def test_nothing_of_latents_times_codes_is_made(kernel):
+    n, k, d, rows = 500, 300, 4, 10
+    with LargestResult() as largest:
+        sweep_tiles(torch.randn(n, d), torch.randn(k, d), kernel, 1.0, WEIGHT[kernel], 4 * rows * k)
+    assert rows * k <= largest.elements <= 5 * n * d
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_backward_keeps_no_more_than_a_gradient_of_the_codes(kernel):
     saved = []
-    codes = torch.randn(k, d, requires_grad=True)
-    largest = LargestResult()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t), largest:
-        loss = kernel_codebook_loss(torch.randn(n, d), codes, kernel, 1.0, WEIGHT[kernel], block_size).loss
-        held = [t.numel() for t in vars(loss.grad_fn).values() if isinstance(t, torch.Tensor)]
-        loss.backward()
+    codes = torch.randn(300, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        kernel_codebook_loss(torch.randn(500, 4), codes, kernel, 1.0, WEIGHT[kernel]).loss.backward()
     assert saved
-    assert max(saved + held) <= k * d
-    assert largest.elements == block_size * k
+    assert max(saved) <= codes.numel()
+
+
+def test_a_second_derivative_is_refused():
+    codes = torch.randn(K, D, requires_grad=True)
+    loss = kernel_codebook_loss(torch.randn(N, D), codes, "gaussian", 1.0, 0.5).loss
+    (gradient,) = torch.autograd.grad(loss, codes, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -198,14 +242,20 @@ def test_an_unknown_kernel_is_refused_with_the_known_ones():
         kernel_codebook_loss(torch.randn(N, D), torch.randn(K, D), "cauchy", 1.0, 0.5)
 
 
-def test_kernel_weights_by_hand():
-    distances = torch.tensor([[0.0, 2.0]], dtype=torch.float64)
-    e = torch.tensor(-1.0, dtype=torch.float64).exp()
-    rows = {
-        "gaussian": [0.5, 0.5 * e],
-        "softmax": [0.1 / (1 + e), 0.1 * e / (1 + e)],
-        "clamped_softmax": [1.0, 2 * 0.9 * e / (1 + e)],
-    }
-    for kernel, weight in (("gaussian", 0.5), ("softmax", 0.1), ("clamped_softmax", 0.9)):
-        actual = kernel_weights(distances.clone(), kernel, 2.0, weight)
-        torch.testing.assert_close(actual, torch.tensor([rows[kernel]], dtype=torch.float64))
+@pytest.mark.parametrize(
+    ("kernel", "weight", "expected"),
+    [
+        ("gaussian", 0.5, lambda e: 0.5 * e),
+        ("softmax", 0.1, lambda e: 0.1 * e / (1 + e)),
+        ("clamped_softmax", 0.4, lambda e: 2 * 0.4 * e / (1 + e)),
+        ("clamped_softmax", 9.0, lambda e: 1.0),
+    ],
+)
+def test_one_pair_by_hand(kernel, weight, expected):
+    latents = torch.zeros(1, 1, dtype=torch.float64)
+    codes = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
+    sweep = kernel_codebook_loss(latents, codes, kernel, 3.0, weight)
+    sweep.loss.backward()
+    neighbor = expected(math.exp(-(4 - 1) / 3.0) if kernel != "gaussian" else math.exp(-4 / 3.0))
+    torch.testing.assert_close(sweep.loss.item(), 1 + neighbor * 4)
+    torch.testing.assert_close(codes.grad.flatten().tolist(), [2.0, neighbor * 4.0])

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from nsvq.ops import KERNELS, kernel_codebook_loss, nearest_codes
-from nsvq.ops.blocks import row_blocks
+from nsvq.ops.blocks import tile_shape
+from nsvq.ops.duplicates import distinct_codes
+from nsvq.ops.scores import CHUNK
 
 
 def squared_distances(latents, codes):
@@ -19,38 +21,102 @@ def test_nearest_codes_equal_brute_force(n, k, d):
     assert indices.equal(squared_distances(latents, codes).argmin(dim=1))
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 7, 40, 41, 1000, None])
-def test_block_size_does_not_change_the_result(block_size):
-    latents, codes = torch.randn(41, 6), torch.randn(23, 6)
-    assert nearest_codes(latents, codes, block_size).equal(squared_distances(latents, codes).argmin(dim=1))
+@pytest.mark.parametrize("memory_cap", [1, 4, 8, 200, 41 * 4, 4 * 41 * CHUNK, 4 * 41 * 3 * CHUNK, 10**6, None])
+def test_the_memory_cap_does_not_change_the_result(memory_cap):
+    latents, codes = torch.randn(41, 6), torch.randn(5 * CHUNK + 3, 6)
+    indices = nearest_codes(latents, codes, memory_cap=memory_cap)
+    assert indices.equal(squared_distances(latents, codes).argmin(dim=1))
 
 
-def test_many_blocks_fit_the_default_memory_cap(monkeypatch):
-    monkeypatch.setattr("nsvq.ops.blocks.BLOCK_BYTES", 5 * 23 * 4)
-    assert [(b.start, b.stop) for b in row_blocks(12, 23, torch.float32)] == [(0, 5), (5, 10), (10, 12)]
-    latents, codes = torch.randn(41, 6), torch.randn(23, 6)
-    assert nearest_codes(latents, codes).equal(squared_distances(latents, codes).argmin(dim=1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("keep_columns", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 5), (4096, 1024), (16384, 65536), (1, 262144), (10**6, 3)])
+@pytest.mark.parametrize("memory_cap", [None, 10**3, 2**20, 2**24])
+def test_tiles_fit_the_memory_cap(n, k, memory_cap, keep_columns, device, dtype):
+    rows, columns = tile_shape(n, k, dtype, torch.device(device), memory_cap, keep_columns)
+    assert 1 <= rows <= n
+    assert 1 <= columns <= k
+    held = rows * (k if keep_columns else columns) * dtype.itemsize
+    assert held <= (memory_cap or 256 * 2**20) or (keep_columns and rows == 1)
 
 
-def test_one_row_larger_than_the_memory_cap_is_still_a_block(monkeypatch):
-    monkeypatch.setattr("nsvq.ops.blocks.BLOCK_BYTES", 1)
-    assert len(list(row_blocks(3, 10, torch.float32))) == 3
+def test_one_latent_larger_than_the_memory_cap_is_still_a_block():
+    assert tile_shape(3, 10, torch.float32, torch.device("cpu"), 1) == (1, 1)
+    assert tile_shape(3, 10, torch.float32, torch.device("cpu"), 8, keep_columns=True) == (1, 2)
 
 
-@pytest.mark.parametrize("block_size", [0, -1])
-def test_block_size_below_one_is_refused(block_size):
-    with pytest.raises(ValueError, match="block_size"):
-        nearest_codes(torch.randn(3, 2), torch.randn(4, 2), block_size)
+@pytest.mark.parametrize("memory_cap", [0, -1])
+def test_a_memory_cap_below_one_is_refused(memory_cap):
+    with pytest.raises(ValueError, match="memory_cap"):
+        nearest_codes(torch.randn(3, 2), torch.randn(4, 2), memory_cap=memory_cap)
 
 
 @pytest.mark.parametrize("k", [2, 5, 31, 64, 257])
 @pytest.mark.parametrize("d", [1, 3, 8, 37])
-@pytest.mark.parametrize("block_size", [1, 3, None])
-def test_duplicated_codes_go_to_the_lowest_index(k, d, block_size):
+@pytest.mark.parametrize("memory_cap", [4, 12, None])
+def test_duplicated_codes_go_to_the_lowest_index(k, d, memory_cap):
     unique = torch.randn(k, d)
     codes = torch.cat([unique, unique.flip(0), unique])
-    indices = nearest_codes(torch.randn(50, d), codes, block_size)
+    indices = nearest_codes(torch.randn(50, d), codes, memory_cap=memory_cap)
     assert indices.max() < k
+
+
+def test_distinct_codes_equal_a_plain_search():
+    codes = torch.randint(0, 2, (300, 5)).float()
+    codes[::7] = torch.randn(43, 5)
+    codes[100:110] = codes[0]
+    codes[110, 0] = -0.0
+    lowest = [min(j for j in range(300) if codes[j].equal(codes[i])) for i in range(300)]
+    first, group = distinct_codes(codes)
+    assert first.tolist() == sorted(set(lowest))
+    assert first[group].tolist() == lowest
+
+
+def test_codes_that_share_single_components_are_distinct():
+    codes = torch.randn(50, 4)
+    codes[:, 0] = 1.0
+    assert distinct_codes(codes) is None
+    assert distinct_codes(torch.randn(50, 4)) is None
+    assert distinct_codes(torch.randn(1, 4)) is None
+
+
+def test_latents_far_from_all_codes_lose_no_digits_to_their_norm():
+    codes = 1e-4 * torch.randn(200, 16)
+    latents = torch.randn(300, 16)
+    assert nearest_codes(latents, codes).equal(squared_distances(latents, codes).argmin(dim=1))
+
+
+def test_the_cosine_knows_no_lengths():
+    latents, codes = torch.randn(200, 12), torch.randn(90, 12)
+    indices = nearest_codes(latents, codes, metric="cosine")
+    cosine = torch.nn.functional.cosine_similarity(latents.double()[:, None], codes.double()[None], dim=2)
+    assert indices.equal(cosine.argmax(dim=1))
+    assert not indices.equal(nearest_codes(latents, codes))
+    lengths = torch.rand(90, 1) + 0.5
+    assert nearest_codes(3 * latents, lengths * codes, metric="cosine").equal(indices)
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'manhattan'.*euclidean, cosine"):
+        nearest_codes(torch.randn(3, 2), torch.randn(4, 2), metric="manhattan")
+
+
+@pytest.mark.parametrize("allowed", ["medium", "high"])
+def test_shorter_products_that_networks_are_allowed_stay_out(allowed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        torch, "mm", lambda *a, mm=torch.mm, **k: seen.append(torch.get_float32_matmul_precision()) or mm(*a, **k)
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        nearest_codes(torch.randn(5, 3), torch.randn(4, 3))
+        kernel_codebook_loss(torch.randn(5, 3), torch.randn(4, 3), "gaussian", 1.0, 0.5)
+        assert seen == ["highest", "highest"]
+        assert torch.get_float32_matmul_precision() == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_all_codes_equal_gives_index_zero():

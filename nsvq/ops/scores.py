@@ -1,0 +1,58 @@
+"""Scores of latents and codes, tile by tile, and the best code of each latent so far.
+
+A score z·c − |c|²/2 grows as the squared distance |z|² − 2·score falls. |z|² stays out of it: added in, it would drown
+the digits by which codes differ where the latents lie far from all of them.
+"""
+
+import torch
+from torch import Tensor
+
+# On CPUs argmax is slow and amax is fast, so argmax looks only into the chunk of the tile that holds the maximum.
+CHUNK = 64
+
+
+def center_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift the codes by their mean: distances stay, and a codebook far from the origin loses no digits.
+
+    Args:
+        codes: Code vectors, shape (K, d).
+
+    Returns:
+        The mean, shape (d,), and the shifted codes, shape (K, d).
+    """
+    center = codes.mean(dim=0)
+    return center, codes - center
+
+
+def score_codes(codes: Tensor) -> Tensor:
+    """Return the codes' side of the product that makes the scores, (c, −|c|²/2), shape (K, d + 1)."""
+    return torch.cat([codes, codes.square().sum(dim=1, keepdim=True) / -2], dim=1)
+
+
+def score_latents(latents: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the latents' side of the product that makes the scores, scale·(z, 1), shape (d + 1, N)."""
+    return (torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1) * scale).T.contiguous()
+
+
+def improvements(tile: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the latents for which a tile of codes holds a better code than those before.
+
+    Args:
+        tile: Scores of c codes and r latents, shape (c, r).
+        scores: The best score of each latent so far, shape (r,).
+
+    Returns:
+        The tile's best score of each latent, shape (r,); the latents whose score rose, int64, shape (m,); and where in
+        the tile it did, the lowest of equal ones, int64, shape (m,).
+    """
+    chunks, rest = divmod(len(tile), CHUNK)
+    if rest or chunks < 2:
+        peaks = tile.amax(dim=0)
+        improved = (peaks > scores).nonzero().squeeze(1)
+        return peaks, improved, tile[:, improved].argmax(dim=0)
+    chunked = tile.view(chunks, CHUNK, -1)
+    chunk_peaks = chunked.amax(dim=1)
+    peaks = chunk_peaks.amax(dim=0)
+    improved = (peaks > scores).nonzero().squeeze(1)
+    best_chunk = chunk_peaks[:, improved].argmax(dim=0)
+    return peaks, improved, best_chunk * CHUNK + chunked[best_chunk, :, improved].argmax(dim=1)
