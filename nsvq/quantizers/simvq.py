@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from nsvq.ops import call_raised
-from nsvq.quantizers.base import Quantizer
 from nsvq.quantizers.codebook_loss import CodebookLoss
+from nsvq.quantizers.transformed import TransformedVQ
 
 
-class SimVQ(Quantizer):
+class SimVQ(TransformedVQ):
     """Vector quantization against a linearly transformed frozen codebook (SimVQ, arXiv 2411.02038).
 
     The frozen codebook is drawn from N(0, 1/dim); a linear map with bias, as in the official code, moves all codes.
@@ -22,7 +21,7 @@ class SimVQ(Quantizer):
         initial_scale: See `Quantizer`; a number rescales the linear map.
     """
 
-    frozen_codebook: Tensor
+    transform: nn.Linear
 
     def __init__(
         self,
@@ -36,11 +35,6 @@ class SimVQ(Quantizer):
         super().__init__(dim, codebook_size, commitment_weight, codebook_weight, codebook_loss, initial_scale)
         self.register_buffer("frozen_codebook", torch.randn(codebook_size, dim) * dim**-0.5)
         self.transform = nn.Linear(dim, dim)
-
-    @property
-    def codebook(self) -> Tensor:  # type: ignore[override]
-        """Effective code vectors, shape (K, dim)."""
-        return call_raised(self.transform, self.frozen_codebook)
 
     def scale_codes(self, factor: Tensor) -> None:
         """Multiply the linear map."""

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from nsvq.ops import call_raised
-from nsvq.quantizers.base import Quantizer, check_at_least
+from nsvq.quantizers.base import check_at_least
 from nsvq.quantizers.codebook_loss import CodebookLoss
 from nsvq.quantizers.codebook_transformer import CodebookTransformer
+from nsvq.quantizers.transformed import TransformedVQ
 
 
-class TransVQ(Quantizer):
+class TransVQ(TransformedVQ):
     """Vector quantization against a frozen random codebook seen through a trained transformer.
 
     Source: "Beyond Stationarity" (arXiv 2602.18896) and its released code. The frozen codebook is drawn from
@@ -34,7 +34,7 @@ class TransVQ(Quantizer):
         ValueError: If a number is out of its range or num_heads does not divide width.
     """
 
-    frozen_codebook: Tensor
+    transform: CodebookTransformer
 
     def __init__(
         self,
@@ -63,11 +63,6 @@ class TransVQ(Quantizer):
         self.transform = CodebookTransformer(
             frozen_dim, dim, codebook_size, depth, width, num_heads, mlp_ratio, position_embedding
         )
-
-    @property
-    def codebook(self) -> Tensor:  # type: ignore[override]
-        """Effective code vectors, shape (K, dim)."""
-        return call_raised(self.transform, self.frozen_codebook)
 
     def scale_codes(self, factor: Tensor) -> None:
         """Multiply the output projection."""
