@@ -55,7 +55,7 @@ def kernel_codebook_loss(
         Loss, indices and mean winner distance.
 
     Raises:
-        ValueError: If the kernel is unknown or memory_cap is below 1.
+        ValueError: If the kernel is unknown, memory_cap is below 1 or a value is not finite.
         NotImplementedError: If the gradient is differentiated once more.
     """
     if kernel not in KERNELS:

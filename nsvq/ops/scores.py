@@ -56,3 +56,23 @@ def improvements(tile: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     improved = (peaks > scores).nonzero().squeeze(1)
     best_chunk = chunk_peaks[:, improved].argmax(dim=0)
     return peaks, improved, best_chunk * CHUNK + chunked[best_chunk, :, improved].argmax(dim=1)
+
+
+def check_scores(scores: Tensor, latents: Tensor, codes: Tensor) -> None:
+    """Refuse what has no nearest code.
+
+    Args:
+        scores: The latents' best scores, shape (N,); a value that is not finite on either side reaches them.
+        latents: Latents, shape (N, d).
+        codes: Code vectors, shape (K, d).
+
+    Raises:
+        ValueError: If a latent or code has values that are not finite, or their distances overflow.
+    """
+    if scores.isfinite().all():
+        return
+    # Codes that are not finite spoil latents that were shifted by their mean.
+    for name, side in (("codes", codes), ("latents", latents)):
+        if not side.isfinite().all():
+            raise ValueError(f"nearest codes: {name} with non-finite values")
+    raise ValueError(f"nearest codes: distances overflow {latents.dtype}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from nsvq.ops.blocks import slices, tile_shape
 from nsvq.ops.duplicates import distinct_codes
 from nsvq.ops.precision import common_dtype, full_precision
-from nsvq.ops.scores import center_codes, improvements, score_codes, score_latents
+from nsvq.ops.scores import center_codes, check_scores, improvements, score_codes, score_latents
 
 Metric = Literal["euclidean", "cosine"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -37,7 +37,7 @@ def nearest_codes(
         Code indices, int64, shape (N,).
 
     Raises:
-        ValueError: If the metric is unknown or memory_cap is below 1.
+        ValueError: If the metric is unknown, memory_cap is below 1 or a value is not finite.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known metrics: {', '.join(METRICS)}")
@@ -81,4 +81,5 @@ def search_tiles(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tens
             peaks, improved, places = improvements(tile, scores)
             winners[improved] = columns.start + places
             scores = torch.maximum(scores, peaks)
+        check_scores(scores, latents[rows], codes)
     return indices if distinct is None else distinct.first[indices]

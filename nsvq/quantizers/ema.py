@@ -65,7 +65,7 @@ class EMAVQ(Quantizer):
     def update(self, latents: Tensor, indices: Tensor) -> None:
         """Move the codes towards the mean of their latents."""
         batch = latents.new_zeros(self.codebook_size, self.dim + 1)
-        batch[:, -1] = torch.bincount(indices, minlength=self.codebook_size)
+        batch[:, -1].index_add_(0, indices, latents.new_ones(len(indices)))
         batch[:, :-1].index_add_(0, indices, latents)
         batch = all_reduce_sum(batch).to(self.latent_sums.dtype)
         self.cluster_sizes.lerp_(batch[:, -1], 1 - self.decay)

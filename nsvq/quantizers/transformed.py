@@ -23,9 +23,10 @@ class TransformedVQ(Quantizer):
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
         """Effective code vectors, shape (K, dim)."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return call_raised(self.transform, self.frozen_codebook)
         sources = (self.frozen_codebook, *self.transform.parameters())
-        followed = not any(tensor.is_inference() for tensor in sources)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not followed:
+        if any(tensor.is_inference() for tensor in sources):
             return call_raised(self.transform, self.frozen_codebook)
         # Whoever swaps weights in place between eval() and the next call must not meet the former codebook.
         state = tuple((tensor.data_ptr(), tensor.dtype, tensor._version) for tensor in sources)

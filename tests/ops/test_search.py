@@ -119,6 +119,24 @@ def test_shorter_products_that_networks_are_allowed_stay_out(allowed, monkeypatc
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["latents", "codes"])
+def test_values_that_are_not_finite_are_refused(name, value):
+    sides = {"latents": torch.randn(1000, 3), "codes": torch.randn(300, 3)}
+    sides[name][200, 1] = value
+    with pytest.raises(ValueError, match=f"{name} with non-finite values"):
+        nearest_codes(**sides)
+    for kernel in KERNELS:
+        with pytest.raises(ValueError, match=f"{name} with non-finite values"):
+            kernel_codebook_loss(**sides, kernel=kernel, bandwidth=1.0, neighbor_weight=0.1)
+
+
+def test_distances_beyond_the_type_are_refused():
+    with pytest.raises(ValueError, match=r"overflow torch\.float32"):
+        nearest_codes(torch.full((3, 2), 1e30), torch.tensor([[1e30, 0.0], [-1e30, 0.0]]))
+    assert nearest_codes(torch.full((3, 2), 1e30).double(), torch.tensor([[1e30, 0.0], [-1e30, 0.0]])).eq(0).all()
+
+
 def test_all_codes_equal_gives_index_zero():
     assert nearest_codes(torch.randn(9, 4), torch.randn(1, 4).expand(6, 4)).eq(0).all()
 
