@@ -5,8 +5,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from nsvq.ops.backend import takes_triton, triton_precision
 from nsvq.ops.kernel_sweep import sweep_tiles
 from nsvq.ops.precision import common_dtype, full_precision
+from nsvq.ops.scores import check_finite
 
 Kernel = Literal["gaussian", "clamped_softmax", "softmax"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -73,6 +75,11 @@ def kernel_sweep(
     latents: Tensor, codes: Tensor, kernel: str, bandwidth: Tensor, neighbor_weight: float, memory_cap: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the loss, its gradient in the codes, the indices and the mean winner distance in one sweep."""
+    if takes_triton(latents, codes):
+        from nsvq.ops import triton_kernel_loss
+
+        check_finite(latents.sum(dim=1) + codes.sum(), latents, codes)
+        return triton_kernel_loss.kernel_sweep(latents, codes, kernel, bandwidth, neighbor_weight, triton_precision())
     with full_precision(latents.device):
         return sweep_tiles(latents, codes, kernel, bandwidth.item(), neighbor_weight, memory_cap)
 

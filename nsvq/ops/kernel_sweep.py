@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nsvq.ops.blocks import slices, tile_shape
 from nsvq.ops.duplicates import distinct_codes
-from nsvq.ops.scores import center_codes, check_scores, improvements, score_codes, score_latents
+from nsvq.ops.scores import center_codes, check_finite, improvements, score_codes, score_latents
 
 # A tile in which more than this share of the latents has a weight is worked on as a whole.
 DENSE = 0.25
@@ -138,7 +138,7 @@ class _Sweep:
             weights = self._weights(tile, scores, kept)
             factors = self.neighbor_weight * torch.exp2((scores - lowest_score).clamp(max=0))
             self._add(columns, weights, factors[kept], block, kept)
-        check_scores(scores, block.latents, self.codes)
+        check_finite(scores, block.latents, self.codes)
 
     def _softmax(self, block: _Block) -> None:
         winners = self.indices[block.rows]
@@ -156,7 +156,7 @@ class _Sweep:
                 weights = self._weights(tile, scores, kept)
                 normalizer[kept] += weights.sum(dim=0) if self.distinct is None else self.counts[columns] @ weights
                 waiting.append(_Waiting(columns, weights, kept, scores[kept]))
-        check_scores(scores, block.latents, self.codes)
+        check_finite(scores, block.latents, self.codes)
         clamped = self.kernel == "clamped_softmax"
         total = self.neighbor_weight * (self.codebook_size if clamped else 1) / normalizer
         self.winner_weights[block.rows] = total.clamp(max=1) if clamped else total

@@ -58,18 +58,19 @@ def improvements(tile: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return peaks, improved, best_chunk * CHUNK + chunked[best_chunk, :, improved].argmax(dim=1)
 
 
-def check_scores(scores: Tensor, latents: Tensor, codes: Tensor) -> None:
-    """Refuse what has no nearest code.
+def check_finite(results: Tensor, latents: Tensor, codes: Tensor) -> None:
+    """Refuse latents that have no nearest code.
 
     Args:
-        scores: The latents' best scores, shape (N,); a value that is not finite on either side reaches them.
+        results: What was computed from all values of both sides, such as the latents' best scores; if it is finite,
+            both are.
         latents: Latents, shape (N, d).
         codes: Code vectors, shape (K, d).
 
     Raises:
         ValueError: If a latent or code has values that are not finite, or their distances overflow.
     """
-    if scores.isfinite().all():
+    if results.isfinite().all():
         return
     # Codes that are not finite spoil latents that were shifted by their mean.
     for name, side in (("codes", codes), ("latents", latents)):

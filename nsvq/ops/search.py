@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nsvq.ops.backend import takes_triton, triton_precision
 from nsvq.ops.blocks import slices, tile_shape
 from nsvq.ops.duplicates import distinct_codes
 from nsvq.ops.precision import common_dtype, full_precision
-from nsvq.ops.scores import center_codes, check_scores, improvements, score_codes, score_latents
+from nsvq.ops.scores import center_codes, check_finite, improvements, score_codes, score_latents
 
 Metric = Literal["euclidean", "cosine"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -52,6 +53,11 @@ def nearest_codes(
 @torch.library.custom_op("nsvq::search", mutates_args=())
 def search(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
     """Run the search: see `nearest_codes`."""
+    if takes_triton(latents, codes):
+        from nsvq.ops import triton_search
+
+        check_finite(latents.sum(dim=1) + codes.sum(), latents, codes)
+        return triton_search.search(latents, codes, triton_precision())
     with full_precision(latents.device):
         return search_tiles(latents, codes, memory_cap)
 
@@ -81,5 +87,5 @@ def search_tiles(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tens
             peaks, improved, places = improvements(tile, scores)
             winners[improved] = columns.start + places
             scores = torch.maximum(scores, peaks)
-        check_scores(scores, latents[rows], codes)
+        check_finite(scores, latents[rows], codes)
     return indices if distinct is None else distinct.first[indices]
