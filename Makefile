@@ -5,7 +5,7 @@ SEED ?= 0
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart celeba64 vqgan-celeba64 test test-slow lint type format clean
+.PHONY: help quickstart celeba64 vqgan-celeba64 bench test test-slow lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -17,7 +17,11 @@ help: ## list the targets
 	@touch $@
 
 .venv/dev: .venv/runtime
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev,bench]'
+	@touch $@
+
+.venv/bench: .venv/runtime
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	@touch $@
 
 QUICK := $(RUNS)/quickstart-$(STAMP)
@@ -61,6 +65,9 @@ gan-replacement: OPTIONS = --trainer.callbacks+=DeadCodeReplacement
 gan-vanilla-no-gan gan-nsvq-no-gan: OPTIONS += --model.adversarial.weight 0
 gan-%: .venv/runtime
 	$(GAN_FIT) $* $(OPTIONS)
+
+bench: .venv/bench ## time and memory of the quantizers beside their peers; BENCH=full: the whole grid, for hours
+	$(BIN)/python -m nsvq.bench $(if $(filter full,$(BENCH)),--full) --output $(RUNS)/bench
 
 test: lint type .venv/dev ## check style and types, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

@@ -28,7 +28,7 @@ ALLOWED_ROOMS = {
     "analysis": set(),
     "sweeps": set(),
     "toy": {"quantizers", "ops", "metrics", "models", "analysis"},
-    "bench": {"quantizers", "ops", "metrics", "models", "analysis"},
+    "bench": {"quantizers", "ops", "metrics", "models", "analysis", "networks", "losses"},
     "cli": EVERYTHING,
     "__main__": EVERYTHING,
 }
