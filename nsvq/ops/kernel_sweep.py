@@ -1,10 +1,10 @@
 """One sweep over tiles of latents and codes: nearest codes, NSVQ's loss and its gradient.
 
 A pair costs two products and one exponential: a tile's scores become weights in place, and the weights meet the
-latents while they are still in the cache. Weights are relative to the best score so far, so that no exponential
-overflows; what is missing to their true size is one factor for each latent. The gaussian kernel knows that factor at
-once; the softmax kernels must have seen all codes first, so their tiles wait until then. A latent's nearest code weighs
-1 whatever the kernel says: it is left out of the products and enters by its difference to the latent, which loses no
+latents while they are still in the cache. Where an exponential could overflow, weights are relative to the best score
+so far; what is missing to their true size is one factor for each latent. The gaussian kernel knows that factor at once;
+the softmax kernels must have seen all codes first, so their tiles wait until then. A latent's nearest code weighs 1
+whatever the kernel says: it is left out of the products and enters by its difference to the latent, which loses no
 digits to their norms.
 """
 
@@ -18,6 +18,8 @@ from nsvq.ops.blocks import slices, tile_shape
 from nsvq.ops.duplicates import distinct_codes
 from nsvq.ops.scores import center_codes, check_finite, improvements, score_codes, score_latents
 
+# 2^score and sums of it are far from overflow up to this score.
+SAFE_EXPONENT = 64
 # A tile in which more than this share of the latents has a weight is worked on as a whole.
 DENSE = 0.25
 
@@ -123,7 +125,10 @@ class _Sweep:
     def _gaussian(self, block: _Block) -> None:
         winners = self.indices[block.rows]
         scores = torch.full_like(block.squares, -math.inf)
-        lowest_score = block.squares * (self.scale / 2)
+        # The score at distance 0, which is the highest there is.
+        highest = block.squares * (self.scale / 2)
+        needs_reference = bool((highest > SAFE_EXPONENT).any())
+        reference = torch.zeros_like(scores)
         for columns in slices(len(self.codes), self.width):
             tile = self._scores(columns, block)
             peaks, improved, places = improvements(tile, scores)
@@ -132,11 +137,13 @@ class _Sweep:
             tile[places, improved] = -math.inf
             winners[improved] = columns.start + places
             scores = torch.maximum(scores, peaks)
-            kept = self._kept(peaks - lowest_score)
+            kept = self._kept(peaks - highest)
             if kept is None:
                 continue
-            weights = self._weights(tile, scores, kept)
-            factors = self.neighbor_weight * torch.exp2((scores - lowest_score).clamp(max=0))
+            if needs_reference:
+                reference = scores
+            weights = self._weights(tile, reference if needs_reference else None, kept)
+            factors = self.neighbor_weight * torch.exp2((reference - highest).clamp(max=0))
             self._add(columns, weights, factors[kept], block, kept)
         check_finite(scores, block.latents, self.codes)
 
@@ -182,11 +189,13 @@ class _Sweep:
             return slice(None)
         return kept if len(kept) else None
 
-    def _weights(self, tile: Tensor, scores: Tensor, kept: Tensor | slice) -> Tensor:
-        """Turn scores into 2^(score − best score), in place where all latents are kept."""
+    def _weights(self, tile: Tensor, reference: Tensor | None, kept: Tensor | slice) -> Tensor:
+        """Turn scores into 2^(score − reference), in place where all latents are kept."""
         if isinstance(kept, Tensor):
             tile = tile.index_select(1, kept)
-        return tile.sub_(scores[kept]).exp2_()
+        if reference is not None:
+            tile.sub_(reference[kept])
+        return tile.exp2_()
 
     def _add(self, columns: slice, weights: Tensor, factors: Tensor, block: _Block, kept: Tensor | slice) -> None:
         self.weight_sums[columns].addmv_(weights, factors)
