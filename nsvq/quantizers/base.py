@@ -1,7 +1,7 @@
 """The quantizer interface and the steps that all methods share."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,8 @@ class Quantizer(nn.Module):
         self.codebook_loss = codebook_loss or CodebookLoss()
         self.initial_scale = initial_scale
         self.register_buffer("scale_is_set", torch.tensor(False))
+        # Looking at the buffer waits for the device and breaks a compiled graph, so a step looks once.
+        self._scale_is_known = initial_scale is None
 
     def codes(self) -> Tensor:
         """Return the code vectors as they are searched, shape (K, d)."""
@@ -124,8 +126,8 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: If the shape or type of z is wrong or a value is not finite.
         """
-        if self.initial_scale is not None and self.training:
-            self._set_initial_scale(z, self.initial_scale)
+        if self.training and not self._scale_is_known:
+            self._set_initial_scale(z)
         latents, codes = self.search_space(z)
         with torch.autocast(z.device.type, enabled=False):
             indices, losses = self.learn(latents, codes)
@@ -210,9 +212,14 @@ class Quantizer(nn.Module):
         """Return dim and codebook_size for `print`."""
         return f"dim={self.dim}, codebook_size={self.codebook_size}"
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._scale_is_known = self.initial_scale is None
+        super()._load_from_state_dict(*args, **kwargs)
+
     @torch.no_grad()
-    def _set_initial_scale(self, z: Tensor, scale: float) -> None:
-        if self.scale_is_set:
+    def _set_initial_scale(self, z: Tensor) -> None:
+        if self.scale_is_set or self.initial_scale is None:
+            self._scale_is_known = True
             return
         latents, codes = (side.double() for side in self.search_space(z))
         sums = all_reduce_sum(
@@ -222,9 +229,10 @@ class Quantizer(nn.Module):
         latent_variance = sums[-2] / count - (sums[:-2] / count).square().sum()
         code_variance = codes.var(dim=0, correction=0).sum()
         if latent_variance > 0 and code_variance > 0:
-            factor = scale * (latent_variance / code_variance).sqrt()
+            factor = self.initial_scale * (latent_variance / code_variance).sqrt()
             self.scale_codes(factor.float())
         self.scale_is_set.fill_(True)
+        self._scale_is_known = True
 
     def _unflatten(self, rows: Tensor, like: Tensor) -> Tensor:
         return rows.view(len(like), *like.shape[2:], self.dim).movedim(-1, 1)

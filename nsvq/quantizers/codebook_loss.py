@@ -1,7 +1,7 @@
 """How code vectors learn from latents by gradient: the nearest code alone, or every code through a kernel."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,8 @@ class KernelCodebookLoss(CodebookLoss):
         self.winner_distance_decay = winner_distance_decay
         self.register_buffer("bandwidth_position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean_winner_distance", torch.zeros(()))
+        # Looking at the buffer waits for the device and breaks a compiled graph, so a step looks once.
+        self._distance_is_known = self.schedule.unit != "winner_distance"
 
     @property
     def bandwidth(self) -> Tensor:
@@ -121,7 +123,7 @@ class KernelCodebookLoss(CodebookLoss):
         """
         latents = latents.detach()
         relative = self.schedule.unit == "winner_distance"
-        if relative and self.training:
+        if self.training and not self._distance_is_known:
             self._measure_first_distance(latents, codes)
         sweep = kernel_codebook_loss(latents, codes, self.kernel, self.bandwidth, self.neighbor_weight)
         if self.training:
@@ -137,12 +139,17 @@ class KernelCodebookLoss(CodebookLoss):
         if self.schedule.per == "epoch":
             self.bandwidth_position += 1
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._distance_is_known = self.schedule.unit != "winner_distance"
+        super()._load_from_state_dict(*args, **kwargs)
+
     @torch.no_grad()
     def _measure_first_distance(self, latents: Tensor, codes: Tensor) -> None:
-        if self.mean_winner_distance > 0:
-            return
-        nearest = F.embedding(nearest_codes(latents, codes), codes)
-        self.mean_winner_distance.copy_(self._global_mean((latents - nearest).square().sum(dim=1).mean(), len(latents)))
+        if self.mean_winner_distance == 0:
+            nearest = F.embedding(nearest_codes(latents, codes), codes)
+            distance = (latents - nearest).square().sum(dim=1).mean()
+            self.mean_winner_distance.copy_(self._global_mean(distance, len(latents)))
+        self._distance_is_known = True
 
     def _global_mean(self, mean: Tensor, count: int) -> Tensor:
         total, tokens = all_reduce_sum(torch.stack([mean * count, mean.new_tensor(count)]).double()).unbind()

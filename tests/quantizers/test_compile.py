@@ -7,7 +7,7 @@ import torch
 
 from nsvq.models import VQVAE
 from nsvq.networks import ConvDecoder, ConvEncoder
-from nsvq.quantizers import NSVQ
+from nsvq.quantizers import NSVQ, BandwidthSchedule, TransVQ
 
 DIM = 8
 
@@ -35,6 +35,23 @@ def test_a_quantizer_is_one_graph(quantizer_class, training):
     quantizer = build(quantizer_class).train(training)
     explained = torch._dynamo.explain(quantizer)(torch.randn(2, DIM, 4, 4))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: NSVQ(DIM, 32, bandwidth=BandwidthSchedule(1.0, unit="winner_distance"), initial_scale=1.0),
+        lambda: TransVQ(DIM, 32, initial_scale=1.0),
+    ],
+)
+def test_what_the_first_batch_measures_breaks_no_later_graph(build):
+    quantizer, z = build(), torch.randn(2, DIM, 4, 4)
+    quantizer(z)
+    assert torch._dynamo.explain(quantizer)(z).graph_break_count == 0
+    quantizer.load_state_dict(build().state_dict())
+    assert not quantizer.scale_is_set
+    quantizer(z)
+    assert quantizer.scale_is_set
 
 
 def test_only_the_stop_on_broken_values_breaks_a_models_graph(quantizer_class):
