@@ -111,7 +111,7 @@ def test_a_forbidden_import_is_seen(path, source):
     [
         (
             "ops/search.py",
-            "import math\nimport torch\nimport triton\nfrom nsvq.ops.blocks import row_blocks\nfrom . import x",
+            "import math\nimport torch\nimport triton\nfrom nsvq.ops.blocks import slices\nfrom . import x",
         ),
         ("quantizers/nsvq.py", "from nsvq.ops import nearest_codes\nfrom nsvq import distributed\nimport numpy"),
         ("cli.py", "from nsvq import models, data\nimport nsvq.callbacks\nfrom lightning import Trainer"),

@@ -25,9 +25,9 @@ class Memory(NamedTuple):
     """What a step needs."""
 
     peak: int | None
-    """Bytes above what was there before it; None if it does not fit."""
+    """Bytes above what was there before it; None if it does not fit or failed."""
     reason: str = ""
-    """Why it does not fit; empty if it does."""
+    """Why there is no peak; empty if there is one."""
 
 
 def measure_memory(contender: Contender, cell: Cell, device: torch.device, limit: int) -> Memory:
@@ -44,9 +44,6 @@ def measure_memory(contender: Contender, cell: Cell, device: torch.device, limit
 
     Returns:
         The peak, or why there is none.
-
-    Raises:
-        RuntimeError: If the process failed for another reason than memory.
     """
     predicted = contender.pair_bytes * cell.latents * cell.codes
     if predicted > limit:
@@ -63,9 +60,8 @@ def measure_memory(contender: Contender, cell: Cell, device: torch.device, limit
     except EOFError:
         process.join()
         code = process.exitcode or 0
-        if code >= 0:
-            raise RuntimeError(f"{contender.name} failed at {cell}; its error is above") from None
-        result = Memory(None, f"does not fit: its process was ended by {signal.Signals(-code).name}")
+        ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        result = Memory(None, f"{'does not fit' if code < 0 else 'failed'}: its process {ended}")
     process.join()
     return result
 
@@ -103,9 +99,9 @@ def _child(connection: Connection, contender: Contender, cell: Cell, device: tor
         clear_gradients(module, latents)
         result = Memory(peak_bytes(lambda: step(module, latents), device))
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        result = Memory(None, f"does not fit: went beyond {limit / 1e9:.1f} GB")
+        # A run of hours goes on; its table tells what happened here.
+        line = str(error).partition("\n")[0]
+        result = Memory(None, "does not fit: memory ran out" if is_out_of_memory(error) else f"failed: {line}")
     if result.peak is not None and result.peak > limit:
         result = Memory(None, f"does not fit: took {result.peak / 1e9:.1f} GB")
     connection.send(result)

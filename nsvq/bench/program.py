@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for device in devices
             ]
         )
+        # Part B may take as long again.
+        save_report(options.output, "", {"quantizers": quantizers, "growth": growth_table(quantizers)})
     if options.only != "quantizers":
         settings = training_settings(grid)
         training = pd.concat([measure_training(settings, device, MODEL_SECONDS[grid]) for device in devices])

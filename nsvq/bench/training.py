@@ -141,7 +141,7 @@ def _quantizer_alone(model: Tokenizer, setting: TrainingSetting, device: torch.d
     images = RandomImages(setting.batch_size, setting.image_size).images
     with torch.no_grad():
         latents = model.eval().encode(images.to(model.device)).to(device)
-    # The copy learns nothing, so that the model's own codes and running means are left alone.
+    # A copy, so that the model's own running means and bandwidth are left alone.
     quantizer = deepcopy(model.quantizer).to(device).train()
     model.train()
     latents.requires_grad_()

@@ -38,14 +38,23 @@ def tile_shape(
         ValueError: If memory_cap is below 1.
     """
     on_cpu = device.type == "cpu"
+    check_memory_cap(memory_cap)
     if memory_cap is None:
         memory_cap = CPU_MEMORY_CAP if on_cpu else GPU_MEMORY_CAP
-    elif memory_cap < 1:
-        raise ValueError(f"memory_cap must be at least 1 byte, got {memory_cap}")
     elements = max(memory_cap // dtype.itemsize, 1)
     tile = min(elements, CPU_TILE) if on_cpu else elements
     block = min(max(rows, 1), CPU_ROWS if on_cpu else GPU_ROWS, max(elements // columns, 1) if keep_columns else tile)
     return block, min(columns, max(tile // block, 1))
+
+
+def check_memory_cap(memory_cap: int | None) -> None:
+    """Refuse a memory cap below 1 byte.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if memory_cap is not None and memory_cap < 1:
+        raise ValueError(f"memory_cap must be at least 1 byte, got {memory_cap}")
 
 
 def slices(length: int, size: int) -> Iterator[slice]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nsvq.ops.blocks import slices, tile_shape
-from nsvq.ops.duplicates import distinct_codes
+from nsvq.ops.duplicates import Distinct, distinct_codes
 from nsvq.ops.scores import center_codes, check_finite, improvements, score_codes, score_latents
 
 # 2^score and sums of it are far from overflow up to this score.
@@ -71,8 +71,11 @@ def sweep_tiles(
     Returns:
         Loss, gradient, indices and winner distance.
     """
+    if not 0 < bandwidth < math.inf:
+        raise ValueError(f"bandwidth must be above 0 and finite, got {bandwidth}")
+    distinct = distinct_codes(codes)
     center, codes = center_codes(codes)
-    return _Sweep(latents - center, codes, kernel, bandwidth, neighbor_weight, memory_cap).run()
+    return _Sweep(latents - center, codes, distinct, kernel, bandwidth, neighbor_weight, memory_cap).run()
 
 
 class _Sweep:
@@ -80,6 +83,7 @@ class _Sweep:
         self,
         latents: Tensor,
         codes: Tensor,
+        distinct: Distinct | None,
         kernel: str,
         bandwidth: float,
         neighbor_weight: float,
@@ -87,17 +91,19 @@ class _Sweep:
     ) -> None:
         self.latents = latents
         self.codebook_size = len(codes)
-        self.distinct = distinct_codes(codes)
-        if self.distinct is not None:
-            codes = codes[self.distinct.first]
-            self.counts = torch.bincount(self.distinct.group).to(codes.dtype)
+        self.distinct = distinct
+        if distinct is not None:
+            codes = codes[distinct.first]
+            self.counts = torch.bincount(distinct.group).to(codes.dtype)
         self.codes = codes
         self.kernel = kernel
         self.bandwidth = bandwidth
         self.neighbor_weight = neighbor_weight
         self.code_side = score_codes(codes)
-        # In units in which 2^score is exp(−d/τ), up to a factor for each latent.
-        self.scale = 2 * math.log2(math.e) / bandwidth
+        # In units in which 2^score is exp(−d/τ), up to a factor for each latent; scores that would overflow at a tiny τ
+        # leave no weights anyway.
+        largest = max((side.square().sum(dim=1).amax().item() for side in (latents, codes) if len(side)), default=0)
+        self.scale = min(2 * math.log2(math.e) / bandwidth, torch.finfo(codes.dtype).max / (100 * max(largest, 1)))
         self.underflow = math.log2(torch.finfo(codes.dtype).tiny)
         all_columns = kernel != "gaussian"
         self.block, self.width = tile_shape(
@@ -108,7 +114,6 @@ class _Sweep:
         self.weight_sums = codes.new_zeros(len(codes))
         self.square_sums = codes.new_zeros(len(codes))
         self.latent_sums = torch.zeros_like(codes)
-        self.left_out: list[tuple[Tensor, Tensor]] = []
         self.winner_weights = codes.new_zeros(0 if kernel == "gaussian" else len(latents))
 
     def run(self) -> SweepResult:
@@ -129,11 +134,14 @@ class _Sweep:
         highest = block.squares * (self.scale / 2)
         needs_reference = bool((highest > SAFE_EXPONENT).any())
         reference = torch.zeros_like(scores)
+        left_out: list[tuple[Tensor, Tensor]] = []
         for columns in slices(len(self.codes), self.width):
             tile = self._scores(columns, block)
             peaks, improved, places = improvements(tile, scores)
             if columns.start > 0:
-                self.left_out.append((improved + block.rows.start, winners[improved]))
+                left_out.append((improved, winners[improved]))
+                if sum(len(latents) for latents, _ in left_out) * self.codes.shape[1] > len(self.buffer):
+                    self._put_back(block, left_out)
             tile[places, improved] = -math.inf
             winners[improved] = columns.start + places
             scores = torch.maximum(scores, peaks)
@@ -146,6 +154,7 @@ class _Sweep:
             factors = self.neighbor_weight * torch.exp2((reference - highest).clamp(max=0))
             self._add(columns, weights, factors[kept], block, kept)
         check_finite(scores, block.latents, self.codes)
+        self._put_back(block, left_out)
 
     def _softmax(self, block: _Block) -> None:
         winners = self.indices[block.rows]
@@ -202,19 +211,24 @@ class _Sweep:
         self.square_sums[columns].addmv_(weights, factors * block.squares[kept])
         self.latent_sums[columns].addmm_(weights, block.latents[kept] * factors[:, None])
 
+    def _put_back(self, block: _Block, left_out: list[tuple[Tensor, Tensor]]) -> None:
+        """Add pairs whose code was the best one only until a later tile, and empty the list."""
+        if not left_out:
+            return
+        latents, codes = (torch.cat(parts) for parts in zip(*left_out, strict=True))
+        left_out.clear()
+        chosen = block.latents[latents]
+        weights = self._gaussian_weights((self.codes[codes] - chosen).square().sum(dim=1))
+        self.weight_sums.index_add_(0, codes, weights)
+        self.square_sums.index_add_(0, codes, weights * block.squares[latents])
+        self.latent_sums.index_add_(0, codes, chosen * weights[:, None])
+
     def _result(self) -> SweepResult:
         crossed = (self.codes * self.latent_sums).sum(dim=1)
         norms = self.codes.square().sum(dim=1)
         # Rounding may leave a sum of squared distances below 0.
         neighbors = (self.square_sums - 2 * crossed + norms * self.weight_sums).clamp_(min=0)
         gradient = self.latent_sums.neg_().addcmul_(self.codes, self.weight_sums[:, None])
-        if self.left_out:
-            latents, codes = (torch.cat(parts) for parts in zip(*self.left_out, strict=True))
-            difference = self.codes[codes] - self.latents[latents]
-            distances = difference.square().sum(dim=1)
-            weights = self._gaussian_weights(distances)
-            neighbors.index_add_(0, codes, weights * distances)
-            gradient.index_add_(0, codes, difference * weights[:, None])
         difference = self.codes[self.indices] - self.latents
         distances = difference.square().sum(dim=1)
         loss = distances.sum() + neighbors.sum()
@@ -229,6 +243,7 @@ class _Sweep:
             gradient = gradient[self.distinct.group]
             gradient[self.distinct.first] = won
             won, indices = gradient, self.distinct.first[indices]
+        check_finite(loss, self.latents, self.codes)
         scale = 1 / max(self.latents.numel(), 1)
         winner_distance = distances.sum() / max(len(distances), 1)
         return SweepResult(loss * scale, won.mul_(2 * scale), indices, winner_distance)

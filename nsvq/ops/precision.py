@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +17,65 @@ def common_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+class _Float32Products:
+    """Keeps shorter types out of float32 products while anybody in the process is inside; reentrant, thread-safe.
+
+    What was allowed before is saved by the first to enter and restored by the last to leave.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+        self._allowed: list[str] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._allowed = _allowed_types()
+                _allow_types(["ieee"] * len(self._allowed))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                _allow_types(self._allowed)
+
+
+# torch refuses its older functions once the newer attributes are used, and before 2.9 there are only the older ones.
+_BACKENDS = [
+    backend.matmul
+    for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    if hasattr(getattr(backend, "matmul", None), "fp32_precision")
+]
+_FLOAT32_PRODUCTS = _Float32Products()
+
+
+def _allowed_types() -> list[str]:
+    if _BACKENDS:
+        return [backend.fp32_precision for backend in _BACKENDS]
+    return [torch.get_float32_matmul_precision()]
+
+
+def _allow_types(types: list[str]) -> None:
+    if not _BACKENDS:
+        torch.set_float32_matmul_precision("highest" if types == ["ieee"] else types[0])
+    for backend, allowed in zip(_BACKENDS, types, strict=False):
+        if backend.fp32_precision != allowed:
+            backend.fp32_precision = allowed
+
+
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute float32 products in float32: autocast is off and no shorter type stands in (TF32, bfloat16).
 
-    `torch.set_float32_matmul_precision` is restored on leaving.
+    What `torch.set_float32_matmul_precision` or torch's newer `fp32_precision` attributes allow is restored on leaving.
 
     Args:
         device: Where the products are computed.
     """
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
+    with torch.autocast(device.type, enabled=False), _FLOAT32_PRODUCTS:
+        yield
 
 
 def call_raised(module: nn.Module, inputs: Tensor) -> Tensor:

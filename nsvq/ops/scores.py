@@ -14,6 +14,8 @@ CHUNK = 64
 def center_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
     """Shift the codes by their mean: distances stay, and a codebook far from the origin loses no digits.
 
+    A single code that is far from all others still costs the others digits, by its distance over K.
+
     Args:
         codes: Code vectors, shape (K, d).
 
@@ -55,6 +57,24 @@ def improvements(tile: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     improved = (peaks > scores).nonzero().squeeze(1)
     chunk = chunk[improved]
     return peaks, improved, chunk * CHUNK + chunked[chunk, :, improved].max(dim=1).indices
+
+
+def check_sides(latents: Tensor, codes: Tensor) -> None:
+    """Refuse latents and codes that cannot be compared.
+
+    Args:
+        latents: Latents, shape (N, d).
+        codes: Code vectors, shape (K, d).
+
+    Raises:
+        ValueError: If a shape or type is wrong or there is no code.
+    """
+    shapes = f"latents {tuple(latents.shape)} and codes {tuple(codes.shape)}"
+    if latents.ndim != 2 or codes.ndim != 2 or latents.shape[1] != codes.shape[1] or codes.numel() == 0:
+        raise ValueError(f"nearest codes: expected latents (N, d) and codes (K, d) with K and d above 0, got {shapes}")
+    for name, side in (("latents", latents), ("codes", codes)):
+        if not side.is_floating_point():
+            raise ValueError(f"nearest codes: expected {name} of a floating type, got {side.dtype}")
 
 
 def check_finite(results: Tensor, latents: Tensor, codes: Tensor) -> None:

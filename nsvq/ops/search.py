@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nsvq.ops.backend import takes_triton, triton_precision
-from nsvq.ops.blocks import slices, tile_shape
+from nsvq.ops.blocks import check_memory_cap, slices, tile_shape
 from nsvq.ops.duplicates import distinct_codes
 from nsvq.ops.precision import common_dtype, full_precision
-from nsvq.ops.scores import center_codes, check_finite, improvements, score_codes, score_latents
+from nsvq.ops.scores import center_codes, check_finite, check_sides, improvements, score_codes, score_latents
 
 Metric = Literal["euclidean", "cosine"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -38,10 +38,12 @@ def nearest_codes(
         Code indices, int64, shape (N,).
 
     Raises:
-        ValueError: If the metric is unknown, memory_cap is below 1 or a value is not finite.
+        ValueError: If the metric is unknown, a shape or type is wrong, memory_cap is below 1 or a value is not finite.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known metrics: {', '.join(METRICS)}")
+    check_sides(latents, codes)
+    check_memory_cap(memory_cap)
     dtype = common_dtype(latents, codes)
     latents, codes = latents.to(dtype), codes.to(dtype)
     if metric == "cosine":
@@ -52,7 +54,21 @@ def nearest_codes(
 
 @torch.library.custom_op("nsvq::search", mutates_args=())
 def search(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
-    """Run the search: see `nearest_codes`."""
+    """Run the search, see `nearest_codes`; latents and codes have one type of at least float32."""
+    latents, codes = latents.contiguous(), codes.contiguous()
+    distinct = distinct_codes(codes)
+    if distinct is not None:
+        codes = codes[distinct.first]
+    indices = _search_distinct(latents, codes, memory_cap)
+    return indices if distinct is None else distinct.first[indices]
+
+
+@search.register_fake
+def _(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
+    return latents.new_empty(len(latents), dtype=torch.int64)
+
+
+def _search_distinct(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
     if takes_triton(latents, codes):
         from nsvq.ops import triton_search
 
@@ -62,17 +78,9 @@ def search(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
         return search_tiles(latents, codes, memory_cap)
 
 
-@search.register_fake
-def _(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
-    return latents.new_empty(len(latents), dtype=torch.int64)
-
-
 def search_tiles(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tensor:
-    """Search by tiles, see `nearest_codes`; latents and codes have one type of at least float32."""
+    """Search by tiles, see `nearest_codes`; no two codes are equal."""
     center, codes = center_codes(codes)
-    distinct = distinct_codes(codes)
-    if distinct is not None:
-        codes = codes[distinct.first]
     code_side = score_codes(codes)
     indices = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     block, width = tile_shape(len(latents), len(codes), codes.dtype, codes.device, memory_cap)
@@ -88,4 +96,4 @@ def search_tiles(latents: Tensor, codes: Tensor, memory_cap: int | None) -> Tens
             winners[improved] = columns.start + places
             scores = torch.maximum(scores, peaks)
         check_finite(scores, latents[rows], codes)
-    return indices if distinct is None else distinct.first[indices]
+    return indices

@@ -225,6 +225,9 @@ class Quantizer(nn.Module):
         sums = all_reduce_sum(
             torch.cat([latents.sum(dim=0), latents.square().sum()[None], latents.new_tensor([len(latents)])])
         )
+        # The sums are of all processes, so that all of them stop.
+        if not sums.isfinite().all():
+            raise ValueError(f"{type(self).__name__} got latents with non-finite values")
         count = sums[-1]
         latent_variance = sums[-2] / count - (sums[:-2] / count).square().sum()
         code_variance = codes.var(dim=0, correction=0).sum()

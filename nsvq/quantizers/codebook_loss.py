@@ -59,7 +59,7 @@ class KernelCodebookLoss(CodebookLoss):
     learns like NSVQ's: `TransVQ(dim=64, codebook_size=1024, codebook_loss=KernelCodebookLoss())`.
 
     Args:
-        kernel: `gaussian`, `clamped_softmax` or `softmax`, see `nsvq.ops.kernel_weights`.
+        kernel: `gaussian`, `clamped_softmax` or `softmax`, see `nsvq.ops.kernel_codebook_loss`.
         bandwidth: τ: a number (constant), a schedule, or None for the kernel's published schedule: 0.5^epoch for
             `gaussian` and `clamped_softmax`, constant 0.35 for `softmax`.
         neighbor_weight: The kernel's factor (½, λ or α); None for its published value: 0.5, 0.01, 0.1.

@@ -18,7 +18,7 @@ class NSVQ(VanillaVQ):
     Args:
         dim: Channels of the latents.
         codebook_size: Number of codes K.
-        kernel: `gaussian`, `clamped_softmax` or `softmax`, see `nsvq.ops.kernel_weights`.
+        kernel: `gaussian`, `clamped_softmax` or `softmax`, see `nsvq.ops.kernel_codebook_loss`.
         bandwidth: τ, or 2σ², in squared-distance units: a number (constant), a schedule, or None for the kernel's
             published schedule.
         neighbor_weight: ½, λ or α of the kernel; None for its published value.

@@ -13,7 +13,8 @@ class TransformedVQ(Quantizer):
     """Base of quantizers whose code vectors are `transform(frozen_codebook)`: one selected code moves all codes.
 
     A training forward transforms the codebook once. In evaluation, without gradients, the result is kept for the next
-    calls; `train()`, `eval()`, loading a state and any change of weights that torch counts drop it.
+    calls; `train()`, `eval()`, loading a state, a call with gradients and any change of weights that torch counts drop
+    it. Who changes weights behind torch's back in evaluation, by `.data`, calls `eval()` again.
     """
 
     frozen_codebook: Tensor
@@ -23,7 +24,10 @@ class TransformedVQ(Quantizer):
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
         """Effective code vectors, shape (K, dim)."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return call_raised(self.transform, self.frozen_codebook)
+        if self.training or torch.is_grad_enabled():
+            self._kept = None
             return call_raised(self.transform, self.frozen_codebook)
         sources = (self.frozen_codebook, *self.transform.parameters())
         if any(tensor.is_inference() for tensor in sources):
@@ -39,6 +43,10 @@ class TransformedVQ(Quantizer):
         self._kept = None
         super().train(mode)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the transformed codebook out of copies and pickles."""
+        return self.__dict__ | {"_kept": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._kept = None

@@ -259,3 +259,73 @@ def test_one_pair_by_hand(kernel, weight, expected):
     neighbor = expected(math.exp(-(4 - 1) / 3.0) if kernel != "gaussian" else math.exp(-4 / 3.0))
     torch.testing.assert_close(sweep.loss.item(), 1 + neighbor * 4)
     torch.testing.assert_close(codes.grad.flatten().tolist(), [2.0, neighbor * 4.0])
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, -1.0, math.nan, math.inf])
+def test_a_bandwidth_that_is_none_is_refused(bandwidth):
+    for value in (bandwidth, torch.tensor(bandwidth)):
+        with pytest.raises(ValueError, match="bandwidth must be above 0 and finite"):
+            kernel_codebook_loss(torch.randn(N, D), torch.randn(K, D), "gaussian", value, 0.5)
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_a_neighbor_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match="neighbor_weight must be at least 0 and finite"):
+        kernel_codebook_loss(torch.randn(N, D), torch.randn(K, D), "gaussian", 1.0, weight)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_loss_beyond_the_type_is_refused(kernel):
+    codes = torch.randn(200, D)
+    codes[17] = 1e20
+    with pytest.raises(ValueError, match=r"overflow torch\.float32"):
+        kernel_codebook_loss(torch.randn(N, D), codes, kernel, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_least_bandwidth_meets_every_scale(kernel, scale):
+    latents, codes = scale * torch.randn(N, D), (scale * torch.randn(K, D)).requires_grad_()
+    sweep = kernel_codebook_loss(latents, codes, kernel, 1e-8, WEIGHT[kernel])
+    sweep.loss.backward()
+    loss, gradient = plain_loss_and_gradient(latents, codes, kernel, 1e-8, WEIGHT[kernel])
+    torch.testing.assert_close(sweep.loss.double(), loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(codes.grad.double(), gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_only_latents_with_a_weight_in_a_tile_reach_the_exponential(kernel, monkeypatch):
+    exponentials = []
+    exp2_ = torch.Tensor.exp2_
+    monkeypatch.setattr(torch.Tensor, "exp2_", lambda x: exponentials.append(x.numel()) or exp2_(x))
+    monkeypatch.setattr("nsvq.ops.blocks.CPU_TILE", N * 16)
+    latents, codes = torch.randn(N, 2), torch.randn(1000, 2)
+    counts = []
+    for bandwidth in (1e2, 1e-4):
+        exponentials.clear()
+        sweep_tiles(latents, codes, kernel, bandwidth, 0.1, None)
+        counts.append(sum(exponentials))
+    assert counts[0] == N * 1000
+    assert 0 < counts[1] < 0.2 * N * 1000
+
+
+def test_codes_that_get_nearer_tile_by_tile_are_not_piled_up():
+    """Every code of a latent is its best one until the next tile: the worst case of what is put back."""
+    latents, codes = torch.zeros(1000, 1), torch.linspace(9, 1, 500)[:, None]
+    with LargestResult() as largest:
+        sweep = sweep_tiles(latents, codes, "gaussian", 5.0, 0.5, 4 * 1000)
+    assert largest.elements < 5_000
+    loss, _ = plain_loss(latents.double(), codes.double(), "gaussian", 5.0, 0.5)
+    torch.testing.assert_close(sweep.loss.double(), loss, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "codes", [torch.randn(D, K).T, torch.randn(D, 3).T.repeat(4, 1), torch.randn(1, D).expand(K, D)]
+)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_operators_keep_torchs_rules(kernel, codes):
+    latents = torch.randn(D, N).T
+    rules = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.nsvq.search.default, (latents, codes, None), test_utils=rules)
+    arguments = (latents, codes.clone().requires_grad_(), kernel, torch.tensor(1.0), 0.5, None)
+    torch.library.opcheck(torch.ops.nsvq.kernel_sweep.default, arguments, test_utils=rules)

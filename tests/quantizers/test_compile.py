@@ -86,6 +86,14 @@ def test_a_compiled_quantizer_follows_its_bandwidth():
         twin.on_epoch_end()
 
 
+def test_a_compiled_quantizer_evaluates_without_gradients(quantizer_class):
+    quantizer, z = build(quantizer_class).eval(), torch.randn(2, DIM, 4, 4)
+    with torch.no_grad():
+        expected = quantizer(z)
+        compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(z).quantized, expected.quantized)
+
+
 def test_broken_latents_are_refused_by_a_compiled_quantizer(quantizer_class):
     compiled = torch.compile(build(quantizer_class), backend="aot_eager", fullgraph=True)
     with pytest.raises(ValueError, match="latents with non-finite values"):

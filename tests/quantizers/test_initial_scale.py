@@ -119,3 +119,16 @@ def test_equal_latents_leave_the_codes_finite(cls):
 def test_bad_values_are_refused_by_name(cls, value):
     with pytest.raises(ValueError, match="initial_scale"):
         cls(dim=DIM, codebook_size=K, initial_scale=value)
+
+
+def test_a_first_batch_that_is_not_finite_is_refused_and_leaves_the_scale_to_the_next(cls):
+    quantizer = build(cls, initial_scale=1.0)
+    before = copy.deepcopy(quantizer.state_dict())
+    broken = latents()
+    broken[1, 2, 3, 4] = math.nan
+    with pytest.raises(ValueError, match="latents with non-finite values"):
+        quantizer(broken)
+    assert all(tensor.equal(before[name]) for name, tensor in quantizer.state_dict().items())
+    z = latents()
+    codes = codes_before_the_update(quantizer, z)
+    assert (scale(codes) / scale(rows(z))).item() == pytest.approx(1.0, rel=1e-4)

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import lightning.pytorch as pl
 import pytest
@@ -96,6 +97,35 @@ def test_a_step_between_two_evaluations_is_seen(quantizer):
         after = quantizer.eval().codebook
     assert not after.equal(before)
     torch.testing.assert_close(after, fresh(quantizer))
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": True}])
+def test_training_in_evaluation_mode_is_seen(quantizer, options):
+    quantizer.eval()
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.1, **options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        quantizer(latents()).loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch.testing.assert_close(quantizer.codebook, fresh(quantizer))
+
+
+def test_a_weight_that_becomes_another_tensor_is_seen(quantizer):
+    quantizer.eval()
+    with torch.no_grad():
+        quantizer(latents())
+        for parameter in quantizer.transform.parameters():
+            parameter.data = torch.randn_like(parameter)
+        torch.testing.assert_close(quantizer.codebook, fresh(quantizer))
+
+
+def test_copies_and_files_hold_no_transformed_codebook(quantizer):
+    before = len(pickle.dumps(quantizer.eval()))
+    with torch.no_grad():
+        quantizer(latents())
+    assert len(pickle.dumps(quantizer)) == before
+    assert set(quantizer.state_dict()) == set(type(quantizer)(DIM, SIZE).state_dict())
 
 
 def test_evaluation_with_gradients_reaches_the_transform(quantizer):
