@@ -207,9 +207,9 @@ class _Sweep:
         return tile.exp2_()
 
     def _add(self, columns: slice, weights: Tensor, factors: Tensor, block: _Block, kept: Tensor | slice) -> None:
+        self.latent_sums[columns].addmm_(weights, block.latents[kept] * factors[:, None])
         self.weight_sums[columns].addmv_(weights, factors)
         self.square_sums[columns].addmv_(weights, factors * block.squares[kept])
-        self.latent_sums[columns].addmm_(weights, block.latents[kept] * factors[:, None])
 
     def _put_back(self, block: _Block, left_out: list[tuple[Tensor, Tensor]]) -> None:
         """Add pairs whose code was the best one only until a later tile, and empty the list."""
