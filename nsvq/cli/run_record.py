@@ -16,14 +16,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from nsvq.callbacks import truncate
 from nsvq.cli.run_logger import RunLogger
 
+# What changes the numbers of a run beside its configuration.
+RECORDED_VARIABLES = ("NSVQ_BACKEND", "NSVQ_TRITON_PRECISION", "OMP_NUM_THREADS")
 RECORDED_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 
 
 class RunRecord(Callback):
     """Writes `environment.json`, gives every other logger the resolved config, and cuts the metrics of a resumed run.
 
-    The record holds the command line, the commit of the git checkout that the package lies in, versions, the seed, the
-    sha256 of each data split and, where the run went on, the earlier command lines.
+    The record holds the command line, the commit of the git checkout that the package lies in, versions, the
+    environment variables that change numbers, the seed, the sha256 of each data split and, where the run went on, the
+    earlier command lines.
 
     Args:
         folder: The run folder; None in a dry run, which leaves no record.
@@ -97,6 +100,7 @@ def environment(command: list[str], seed: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "variables": {name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ},
         "versions": {"nsvq": version("nsvq-lab")} | {name: version(name) for name in RECORDED_PACKAGES},
     }
 

@@ -26,7 +26,8 @@ def fit(quickstart):
     return lambda *words: quickstart(*FIT, *METERS, *words)
 
 
-def test_a_run_folder_holds_what_it_promises(fit, tmp_path):
+def test_a_run_folder_holds_what_it_promises(fit, tmp_path, monkeypatch):
+    monkeypatch.setenv("NSVQ_BACKEND", "torch")
     fit()
     folder = tmp_path / "runs" / "quickstart" / "version_0"
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
@@ -35,6 +36,7 @@ def test_a_run_folder_holds_what_it_promises(fit, tmp_path):
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["command"].startswith("nsvq fit --config")
     assert environment["seed"] == 0
+    assert environment["variables"]["NSVQ_BACKEND"] == "torch"
     assert environment["versions"]["torch"] == version("torch")
     assert set(environment["data_splits_sha256"]) == {"train", "val", "test"}
     assert environment["train_steps"] == 8

@@ -36,11 +36,27 @@ for quantizer in (VanillaVQ(6, 40), NSVQ(6, 40), NSVQ(6, 40, kernel="softmax"), 
         assert "latents with non-finite values" in str(error), error
     else:
         raise AssertionError("accepted")
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.datasets import load_sample_image
+from nsvq.ops import nearest_codes
+
+os.environ["NSVQ_BACKEND"] = "triton"
+image = torch.from_numpy(load_sample_image("china.jpg").copy()).float() / 127.5 - 1
+patches = image[:424, :640].unfold(0, 4, 4).unfold(1, 4, 4).flatten(0, 1).flatten(1)[::20]
+means = MiniBatchKMeans(256, n_init=1, random_state=0, max_iter=10).fit(patches.numpy()).cluster_centers_
+for latents, codes in ((patches, torch.from_numpy(means)), (torch.randn(500, 20), torch.randn(300, 20))):
+    codes = torch.cat([codes, codes[:50]])
+    exact = torch.cdist(latents.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    indices = nearest_codes(latents, codes)
+    gaps = exact.gather(1, indices[:, None]).squeeze(1) - exact.amin(dim=1)
+    assert (gaps <= 1e-6 * (latents - codes.mean(dim=0)).square().sum(dim=1)).all(), gaps.max()
+    assert indices.max() < len(codes) - 50
+
 print(*sorted(name for name in __import__("sys").modules if name.startswith("nsvq.ops.triton")))
 """
 
 
-def test_both_backends_give_the_same_through_the_quantizers():
+def test_both_backends_give_the_same_and_the_nearest_codes_of_fitted_codebooks():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
