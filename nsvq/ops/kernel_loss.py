@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nsvq.ops.backend import takes_triton, triton_precision
 from nsvq.ops.blocks import check_memory_cap
@@ -62,7 +63,7 @@ def kernel_codebook_loss(
 
     Raises:
         ValueError: If the kernel is unknown, a shape, type or number is wrong or a value is not finite.
-        NotImplementedError: If the gradient is differentiated once more.
+        NotImplementedError: If the gradient is differentiated once more, or in forward mode.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; known kernels: {', '.join(KERNELS)}")
@@ -72,12 +73,18 @@ def kernel_codebook_loss(
         raise ValueError(f"neighbor_weight must be at least 0 and finite, got {neighbor_weight}")
     if not isinstance(bandwidth, Tensor) and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be above 0 and finite, got {bandwidth}")
+    if not torch.compiler.is_compiling() and _has_tangent(codes):
+        raise NotImplementedError("the kernel-weighted codebook loss has no forward-mode derivative")
     dtype = common_dtype(latents, codes)
     bandwidth = torch.as_tensor(bandwidth, dtype=dtype, device=codes.device)
     loss, _, indices, winner_distance = kernel_sweep(
         latents.detach().to(dtype), codes.to(dtype), kernel, bandwidth.detach(), neighbor_weight, memory_cap
     )
     return KernelSweep(loss, indices, winner_distance.detach())
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op("nsvq::kernel_sweep", mutates_args=())

@@ -205,6 +205,14 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+def test_a_forward_mode_derivative_is_refused():
+    codes = torch.randn(K, D)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(
+            lambda c: kernel_codebook_loss(torch.randn(N, D), c, "gaussian", 1.0, 0.5).loss, (codes,), (codes,)
+        )
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_types_are_raised_and_the_gradient_returns_in_the_codes_type(half):
     latents, codes = torch.randn(N, D).to(half), torch.randn(K, D).to(half).requires_grad_()
