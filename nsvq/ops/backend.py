@@ -11,6 +11,7 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 BACKEND_VARIABLE = "NSVQ_BACKEND"
 PRECISION_VARIABLE = "NSVQ_TRITON_PRECISION"
 Precision = Literal["ieee", "tf32x3", "tf32"]
+"""How the Triton kernels multiply float32 numbers, see `triton_precision`."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Word = TypeVar("Word", bound=str)
 
@@ -48,7 +49,8 @@ def triton_precision() -> Precision:
 
     Returns:
         `ieee`, the default: on the float32 units; `tf32x3`: on tensor cores, each factor split into two TF32 numbers,
-        about as accurate as float32; `tf32`: on tensor cores with a relative error of 1e-3.
+        about as accurate as float32; `tf32`: on tensor cores with a relative error of 1e-3. Triton's interpreter
+        ignores the choice.
 
     Raises:
         ValueError: If the variable holds another word.

@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nsvq.ops.backend import Precision
 from nsvq.ops.triton_search import search_scores
-from nsvq.ops.triton_tiles import Precision, half_norms, on_device_of, pack, shift_to_mean, split_loop, unpack
+from nsvq.ops.triton_tiles import half_norms, on_device_of, pack, shift_to_mean, split_loop, unpack
 
 MAX_DIM = 256
 """Longest code vector that `kernel_sweep` takes: a program keeps its codes' whole gradient in registers."""
@@ -256,7 +257,7 @@ def kernel_sweep(
         kernel: `gaussian`, `clamped_softmax` or `softmax`.
         bandwidth: τ in squared-distance units, above 0; a tensor is read on the device.
         neighbor_weight: v.
-        precision: How products are formed, see `nsvq.ops.triton_tiles.Precision`.
+        precision: How products are formed, see `nsvq.ops.backend.Precision`.
         tiles: Tile sizes instead of those of `sweep_tiles`.
 
     Returns:

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nsvq.ops.triton_tiles import Precision, half_norms, on_device_of, pack, shift_to_mean, split_loop, unpack
+from nsvq.ops.backend import Precision
+from nsvq.ops.triton_tiles import half_norms, on_device_of, pack, shift_to_mean, split_loop, unpack
 
 
 class SearchTiles(NamedTuple):
@@ -104,7 +105,7 @@ def search_scores(
     Args:
         latents: Latents, float32, contiguous, shape (N, d), N > 0.
         codes: Code vectors, float32, contiguous, shape (K, d).
-        precision: How products are formed, see `nsvq.ops.triton_tiles.Precision`.
+        precision: How products are formed, see `nsvq.ops.backend.Precision`.
         scale: Scalar tensor; None skips the sum.
         tiles: Tile sizes instead of those of `search_tiles`.
 
@@ -159,7 +160,7 @@ def search(latents: Tensor, codes: Tensor, precision: Precision = "ieee", tiles:
     Args:
         latents: Latents, float32, shape (N, d), on a CUDA device.
         codes: Code vectors, float32, shape (K, d).
-        precision: How products are formed, see `nsvq.ops.triton_tiles.Precision`; with `tf32` near ties are decided by
+        precision: How products are formed, see `nsvq.ops.backend.Precision`; with `tf32` near ties are decided by
             rounding.
         tiles: Tile sizes instead of those of `search_tiles`.
 

@@ -1,18 +1,12 @@
-"""What the Triton kernels share: precision names, scores packed with their index, splitting a loop over programs."""
+"""What the Triton kernels share: scores packed with their index, splitting a loop over programs."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-Precision = Literal["ieee", "tf32x3", "tf32"]
-"""How a matrix product multiplies float32 numbers: `ieee` on the float32 units, every product rounded once; `tf32x3` on
-tensor cores, each factor split into two TF32 numbers and three products summed, about as accurate as float32; `tf32` on
-tensor cores with the factors rounded to 10 fraction bits, relative error 1e-3. Triton's interpreter ignores the choice
-and only the interpreter has run these kernels so far."""
 
 PROGRAMS = 528
 """Programs a launch should have at least: four for each of the 132 multiprocessors of an H100. It is a constant, not
