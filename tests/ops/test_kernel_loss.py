@@ -290,6 +290,12 @@ def test_a_loss_beyond_the_type_is_refused(kernel):
         kernel_codebook_loss(torch.randn(N, D), codes, kernel, 1.0, 0.5)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_sum_of_distances_beyond_the_type_is_refused(kernel):
+    with pytest.raises(ValueError, match=r"overflow torch\.float32"):
+        kernel_codebook_loss(3e18 * torch.randn(1000, D), torch.randn(K, D), kernel, 1.0, 0.5)
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_least_bandwidth_meets_every_scale(kernel, scale):
