@@ -3,6 +3,7 @@
 Whether a group exists is asked at every call: Lightning builds modules before it starts the group.
 """
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 

@@ -4,31 +4,43 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
 
 from nsvq import distributed
 from nsvq.data.even_batches import EvenBatches
+from nsvq.data.position import training_position
+from nsvq.data.training_order import TrainingOrder
 
 
 class ImageDataset(Dataset[Tensor]):
     """A dataset of float32 images (3, H, W) in [-1, 1] that can name what it is made of.
 
+    It is indexed by draws, see `TrainingOrder`: item `epoch · N + i` is image i as that epoch sees it. Whatever is
+    random in an image comes from `randomness(draw)`.
+
     Attributes:
         names: The split's members in order; one per item wherever items have names of their own.
         preparation: How an image was resized and cropped, in words, for the record of an evaluation.
+        seed: Seed of what is random in the images.
     """
 
     names: Sequence[str]
     preparation: str = "images as they are stored"
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def randomness(self, draw: int) -> np.random.Generator:
+        """Return the source of random numbers of a draw; equal draws get equal numbers."""
+        return np.random.default_rng((self.seed, draw))
 
 
 @dataclass(frozen=True)
@@ -43,21 +55,27 @@ class Splits:
 class ImageDataModule(LightningDataModule, ABC):
     """Loaders of bare image batches, float32 (B, 3, H, W) in [-1, 1].
 
-    Training shuffles and drops the last incomplete batch; evaluation keeps the order and every image. The training
-    order is a function of (seed, epoch) alone. Training, validation and test images are divided among the processes
-    here, in evaluation without a repeat (see `EvenBatches`); prediction is left to Lightning, which repeats none there.
+    Training shuffles and drops the last incomplete global batch; evaluation keeps the order and every image. Order and
+    augmentation of the training images are functions of the run's seed, `seed`, the epoch and the image alone, so that
+    B/W images on each of W processes are the B images of one process, and a run that goes on from a checkpoint, also
+    from inside an epoch, sees the images that it would have seen without the interruption.
+
+    Training, validation and test images are divided among the processes here, in evaluation without a repeat (see
+    `EvenBatches`); prediction is left to Lightning, which repeats none there.
     The command line tells the trainer so. In Python, several processes that fit, validate or test need
     `Trainer(use_distributed_sampler=False)`: by default Lightning wants to put a sampler of its own into the loaders
     and stops at these, and for prediction its default is right.
 
-    Loaders own a generator: building an iterator takes nothing from the global random state.
+    Loaders own a generator: building an iterator takes nothing from the global random state. The run's seed is that
+    which rank 0's torch was given last (`torch.initial_seed()`, e.g. by `seed_everything`) when `setup` runs.
 
     To add a data module, implement `make_splits`.
 
     Args:
         batch_size: Images per batch and process.
         num_workers: Loader processes; 0 loads in the training process.
-        seed: Seed of the training order, and of the split where it is random.
+        seed: Seed of the split where it is random; order and augmentation in training depend on the sum of it and the
+            run's seed.
 
     Attributes:
         split_sha256: SHA-256 of each split's newline-joined names, by split name; filled by `setup`.
@@ -72,6 +90,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.split_sha256: dict[str, str] = {}
         self._splits: Splits | None = None
+        self._training_seed = seed
+        self._position = (0, 0)
 
     @abstractmethod
     def make_splits(self) -> Splits:
@@ -91,7 +111,9 @@ class ImageDataModule(LightningDataModule, ABC):
             stage: Lightning's stage; None means all of them.
         """
         if self._splits is None:
+            self._training_seed = (self.seed + distributed.from_rank_0(torch.initial_seed())) % 2**32
             splits = self.make_splits()
+            splits.train.seed = self._training_seed
             for name in ("val", "test"):
                 if len(getattr(splits, name)) == 0:
                     raise ValueError(f"the {name} split of {type(self).__name__} is empty")
@@ -103,10 +125,36 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Shuffled full batches of this process's share of the training images."""
         train = self.splits.train
-        sampler: DistributedSampler[Tensor] = DistributedSampler(
-            train, distributed.world_size(), distributed.rank(), shuffle=True, seed=self.seed, drop_last=True
+        epoch, images = self._position
+        order = TrainingOrder(
+            len(train),
+            self.batch_size,
+            self._training_seed,
+            distributed.world_size(),
+            distributed.rank(),
+            epoch,
+            ceil(images / self.global_batch_size),
         )
-        return self._loader(train, batch_size=self.batch_size, sampler=sampler, drop_last=True)
+        return self._loader(train, batch_size=self.batch_size, sampler=order, drop_last=True)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images per training batch, all processes together."""
+        return self.batch_size * distributed.world_size()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far training is: the epoch and the images of it that are done, on all processes."""
+        if self.trainer is None:
+            return {}
+        epoch, batches = training_position(self.trainer)
+        return {"epoch": epoch, "images": batches * self.global_batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader begin where a checkpoint was saved.
+
+        With another number of processes or images per batch it begins at the next whole batch.
+        """
+        self._position = (state_dict["epoch"], state_dict["images"])
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """This process's share of the validation images, in order.
@@ -151,7 +199,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _require_full_batch(self, images: int) -> None:
         processes = distributed.world_size()
-        if images // processes < self.batch_size:
+        if images < self.global_batch_size:
             share = "" if processes == 1 else f" for {processes} processes"
             raise ValueError(
                 f"the training split holds {images} images{share}, less than one full batch of {self.batch_size}; "

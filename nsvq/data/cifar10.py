@@ -19,7 +19,7 @@ class CIFAR10(ImageDataModule):
         horizontal_flip: Mirror training images half of the time.
         batch_size: Images per batch and process.
         num_workers: Loader processes; the images are in memory, so 0 will do.
-        seed: Seed of the training order.
+        seed: Added to the run's seed, which decides order and augmentation in training.
     """
 
     def __init__(

@@ -15,9 +15,9 @@ class EmbeddedPhotographs(ImageDataModule):
     """Patches of scikit-learn's two sample photographs, 427×640 pixels each.
 
     The photographs are cut into tiles, of which every fourth diagonal is for validation; no pixel is on both sides.
-    Training patches are random crops inside training tiles, mirrored half of the time, drawn from the global random
-    state. Validation patches are a fixed grid inside validation tiles, half a patch apart (261 patches at the
-    defaults); testing and prediction use the same ones. The tiling doesn't depend on any seed.
+    Training patches are random crops inside training tiles, mirrored half of the time. Validation patches are a fixed
+    grid inside validation tiles, half a patch apart (261 patches at the defaults); testing and prediction use the same
+    ones. The tiling doesn't depend on any seed.
 
     Args:
         batch_size: Patches per batch and process.
@@ -25,7 +25,7 @@ class EmbeddedPhotographs(ImageDataModule):
         tile: Side of a tile in pixels, at least `size`.
         samples_per_epoch: Training patches per epoch, all processes together.
         num_workers: Loader processes; cropping is cheap enough for 0.
-        seed: Seed of the loader's own generator; it decides patches only through loader processes.
+        seed: Added to the run's seed, which decides the training patches.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class ImageFolder(ImageDataModule):
         max_damaged: How many distinct damaged files "skip" puts up with in each process.
         batch_size: Images per batch and process.
         num_workers: Loader processes.
-        seed: Seed of the random split and of the training order.
+        seed: Seed of the random split; added to the run's seed, which decides order and augmentation in training.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class ImageNet(ImageDataModule):
         max_damaged: How many distinct damaged files "skip" puts up with in each process.
         batch_size: Images per batch and process.
         num_workers: Loader processes.
-        seed: Seed of the training order.
+        seed: Added to the run's seed, which decides order and augmentation in training.
     """
 
     def __init__(

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nsvq import distributed
 from nsvq.data.base import ImageDataset
-from nsvq.data.tensor_images import flip_at_random, to_unit_range
+from nsvq.data.tensor_images import flip, to_unit_range
 
 VALIDATION_PERIOD = 4
 
@@ -68,10 +68,7 @@ def regular_crops(tiles: list[Tile], tile: int, size: int) -> list[Tile]:
 
 
 class RandomPatches(ImageDataset):
-    """Random crops inside random tiles, mirrored left to right half of the time.
-
-    Each batch takes one draw from the global random state, whatever its indices, and adds the process's rank: the same
-    seed gives the same patches, and processes that hold equal random states get different ones.
+    """Random crops inside random tiles, mirrored left to right half of the time; each draw has its own.
 
     Args:
         photographs: uint8, shape (P, 3, H, W).
@@ -94,14 +91,13 @@ class RandomPatches(ImageDataset):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, draw: int) -> Tensor:
+        return self.__getitems__([draw])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        draw = int(torch.randint(2**62, ()))
-        generator = torch.Generator().manual_seed(draw + distributed.rank())
-        chosen = torch.randint(len(self._corners), (len(indices),), generator=generator)
-        down, right = torch.randint(self._positions, (2, len(indices)), generator=generator)
+    def __getitems__(self, draws: list[int]) -> list[Tensor]:
+        bounds = (len(self._corners), self._positions, self._positions, 2)
+        choices = torch.from_numpy(np.stack([self.randomness(draw).integers(bounds) for draw in draws]))
+        chosen, down, right, mirrored = choices.T
         photograph, top, left = self._corners[chosen].T
         patches = self._windows[photograph, :, top + down, left + right]
-        return list(to_unit_range(flip_at_random(patches, generator)).unbind())
+        return list(to_unit_range(flip(patches, mirrored.bool())).unbind())

@@ -13,18 +13,17 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
-def flip_at_random(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Mirror each image of a batch (B, C, H, W) left to right with probability one half.
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror some images of a batch left to right.
 
     Args:
-        images: The batch; it is left unchanged.
-        generator: Source of the draws; None takes the global one.
+        images: The batch, shape (B, C, H, W); it is left unchanged.
+        mirrored: Which images, bool, shape (B,).
 
     Returns:
-        The batch with about half of its images mirrored.
+        The batch.
     """
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(mirrored, images.flip(-1), images)
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
 class TensorImages(ImageDataset):
@@ -33,7 +32,7 @@ class TensorImages(ImageDataset):
     Args:
         images: uint8, shape (N, 3, H, W).
         names: One name per image.
-        horizontal_flip: Mirror images at random, from the global random state.
+        horizontal_flip: Mirror an image in half of its draws.
     """
 
     def __init__(self, images: Tensor, names: Sequence[str], horizontal_flip: bool = False) -> None:
@@ -41,11 +40,11 @@ class TensorImages(ImageDataset):
         self.names = names
         self.horizontal_flip = horizontal_flip
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.__getitems__([index])[0]
+    def __getitem__(self, draw: int) -> Tensor:
+        return self.__getitems__([draw])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        batch = self.images[indices]
+    def __getitems__(self, draws: list[int]) -> list[Tensor]:
+        batch = self.images[[draw % len(self) for draw in draws]]
         if self.horizontal_flip:
-            batch = flip_at_random(batch)
+            batch = flip(batch, torch.tensor([self.randomness(draw).random() < 0.5 for draw in draws]))
         return list(to_unit_range(batch).unbind())

@@ -1,12 +1,13 @@
 """From a decoded image to a tensor of the size the model sees."""
 
-from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
 Crop = Literal["center", "random"]
 
@@ -20,7 +21,7 @@ class ImageTransform:
     Args:
         size: Side of the square crop in pixels.
         resize: Length given to the shorter side; None leaves the image as large as it is.
-        crop: Where the crop is taken; "random" draws from the global random state.
+        crop: Where the crop is taken.
         horizontal_flip: Mirror left to right half of the time.
     """
 
@@ -32,25 +33,42 @@ class ImageTransform:
         self.size = size
         self.resize = resize
         self.crop = crop
-        steps = [v2.PILToTensor()]
-        if resize is not None:
-            steps.append(v2.Resize(resize, InterpolationMode.BICUBIC, antialias=True))
-        steps.append(v2.RandomCrop(size) if crop == "random" else v2.CenterCrop(size))
-        if horizontal_flip:
-            steps.append(v2.RandomHorizontalFlip())
-        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
-        self._apply: Callable[[Image.Image], Tensor] = v2.Compose(steps)
+        self.horizontal_flip = horizontal_flip
+        self._scale = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)])
 
     def __str__(self) -> str:
         """What an evaluation's record says of the sizes."""
         resize = "not resized" if self.resize is None else f"shorter side {self.resize} px, bicubic with antialiasing"
         return f"{resize}; {self.crop} crop of {self.size}×{self.size} px"
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the image as float32 (3, size, size) in [-1, 1]."""
+    def __call__(self, image: Image.Image, randomness: np.random.Generator) -> Tensor:
+        """Transform an image.
+
+        Args:
+            image: The image, in mode RGB.
+            randomness: What the place of a random crop and the mirroring are drawn from.
+
+        Returns:
+            float32, shape (3, size, size), in [-1, 1].
+
+        Raises:
+            ValueError: If the image is too small.
+        """
         if self.resize is None and min(image.size) < self.size:
             raise ValueError(
                 f"{image.width}×{image.height} pixels are too few for a {self.size}×{self.size} crop; "
                 "set resize or lower size"
             )
-        return self._apply(image)
+        pixels = F.pil_to_tensor(image)
+        if self.resize is not None:
+            pixels = F.resize(pixels, [self.resize], InterpolationMode.BICUBIC, antialias=True)
+        if self.crop == "random":
+            height, width = pixels.shape[-2:]
+            top, left = randomness.integers((height - self.size + 1, width - self.size + 1)).tolist()
+            pixels = F.crop(pixels, top, left, self.size, self.size)
+        else:
+            pixels = F.center_crop(pixels, [self.size, self.size])
+        if self.horizontal_flip and randomness.random() < 0.5:
+            pixels = F.horizontal_flip(pixels)
+        scaled: Tensor = self._scale(pixels)
+        return scaled

@@ -3,10 +3,12 @@ import hashlib
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch.utils.data.distributed import DistributedSampler
 
 from nsvq import distributed
 from nsvq.data.base import ImageDataModule, Splits
 from nsvq.data.tensor_images import TensorImages
+from nsvq.data.training_order import TrainingOrder
 
 
 class Numbered(ImageDataModule):
@@ -66,13 +68,49 @@ def test_evaluation_keeps_order_and_every_image():
     assert [levels(batch) for batch in data.predict_dataloader()] == [[0, 1, 2]]
 
 
-def test_the_order_is_the_seeds_and_not_the_global_state():
-    def order(seed: int, torch_seed: int) -> list[int]:
-        torch.manual_seed(torch_seed)
-        return [level for batch in ready(seed=seed).train_dataloader() for level in levels(batch)]
+def order(seed: int = 0, torch_seed: int = 0, epoch: int = 0, **options) -> list[int]:
+    torch.manual_seed(torch_seed)
+    loader = ready(seed=seed, **options).train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    torch.rand(7)
+    return [level for batch in loader for level in levels(batch)]
 
-    assert order(0, 0) == order(0, 1)
-    assert order(0, 0) != order(1, 0)
+
+def test_the_order_is_that_of_the_seeds_and_the_epoch():
+    assert order() == order()
+    assert order() != order(seed=1)
+    assert order() != order(torch_seed=1)
+    assert order() != order(epoch=1)
+    assert sorted(order()) == sorted(order(epoch=1)) == list(range(20))
+
+
+def test_the_order_is_that_of_torchs_sampler():
+    sampler = DistributedSampler(range(20), 2, 1, seed=3, drop_last=True)
+    sampler.set_epoch(2)
+    draws = TrainingOrder(20, 4, seed=3, processes=2, rank=1, epoch=2)
+    assert [draw % 20 for draw in draws] == list(sampler)[: len(draws)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("processes", "batch_size", "start"), [(1, 4, 8), (2, 2, 8), (1, 5, 10), (2, 4, 8)])
+def test_a_loader_goes_on_where_a_checkpoint_was_saved(monkeypatch, num_workers, processes, batch_size, start):
+    """Two batches of four of epoch 3 are done; other sizes begin at the next whole batch."""
+    whole, rest = order(epoch=3), []
+    torch.manual_seed(0)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(distributed, "from_rank_0", lambda value: value)
+    data = ready(batch_size=batch_size, num_workers=num_workers)
+    data.load_state_dict({"epoch": 3, "images": 8})
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        loader = data.train_dataloader()
+        rest.append([level for batch in loader for level in levels(batch)])
+        assert len(loader) == 20 // (batch_size * processes)
+        loader.sampler.set_epoch(4)
+        assert len([level for batch in loader for level in levels(batch)]) == len(loader) * batch_size
+    dealt = [image for turn in zip(*rest, strict=True) for image in turn]
+    assert dealt == whole[start:][: len(dealt)]
+    assert 20 - start - len(dealt) < batch_size * processes
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -93,6 +131,7 @@ def test_workers_persist_only_where_there_are_some():
 
 def test_ranks_divide_the_training_images_without_repeats(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "from_rank_0", lambda value: value)
     shares = []
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
@@ -103,8 +142,8 @@ def test_ranks_divide_the_training_images_without_repeats(monkeypatch):
 
 
 def test_lightning_gives_each_epoch_its_own_order_and_repeats_it_in_the_next_run():
-    def run(first_seed: int) -> dict[int, list[int]]:
-        seed_everything(first_seed)
+    def run(seed: int) -> dict[int, list[int]]:
+        seed_everything(seed)
         module = Recorder()
         trainer = Trainer(
             max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -116,7 +155,8 @@ def test_lightning_gives_each_epoch_its_own_order_and_repeats_it_in_the_next_run
     epochs = run(0)
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
-    assert run(1) == epochs
+    assert run(0) == epochs
+    assert run(1) != epochs
 
 
 def test_setup_builds_once():
@@ -144,6 +184,7 @@ def test_less_than_one_full_batch_is_refused_for_training_only():
 
 def test_the_full_batch_is_each_processs_own(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 6)
+    monkeypatch.setattr(distributed, "from_rank_0", lambda value: value)
     with pytest.raises(ValueError, match="20 images for 6 processes"):
         Numbered().setup("fit")
 

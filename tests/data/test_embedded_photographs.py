@@ -8,7 +8,7 @@ from sklearn.datasets import load_sample_images
 from nsvq import distributed
 from nsvq.data import EmbeddedPhotographs
 from nsvq.data.patches import RandomPatches, deal_tiles, regular_crops
-from nsvq.data.tensor_images import flip_at_random
+from nsvq.data.tensor_images import flip
 
 SHAPE = (2, 427, 640)
 
@@ -20,8 +20,8 @@ def fit_ready(**options) -> EmbeddedPhotographs:
 
 
 def train_epoch(torch_seed: int = 0, **options) -> torch.Tensor:
-    data = fit_ready(**{"samples_per_epoch": 256, **options})
     torch.manual_seed(torch_seed)
+    data = fit_ready(**{"samples_per_epoch": 256, **options})
     return torch.cat(list(data.train_dataloader()))
 
 
@@ -100,7 +100,6 @@ def test_training_patches_are_windows_of_which_half_are_mirrored():
     photographs = torch.stack([rows, columns, rows]).to(torch.uint8)[None]
     tiles, _ = deal_tiles((1, 256, 256), 64)
     patches = RandomPatches(photographs, tiles, [], 64, 8, length=64)
-    torch.manual_seed(0)
     batch = ((torch.stack(patches.__getitems__(list(range(64)))) + 1) * 127.5).round().long()
     mirrored = batch[:, 1, 0, 0] > batch[:, 1, 0, 1]
     batch[mirrored] = batch[mirrored].flip(-1)
@@ -112,28 +111,37 @@ def test_training_patches_are_windows_of_which_half_are_mirrored():
     assert len({(int(row) // 64, int(column) // 64) for row, column in zip(top, left, strict=True)}) > 8
 
 
-def test_the_global_seed_decides_the_training_patches():
+def test_the_seeds_decide_the_training_patches_and_the_random_state_does_not():
     first = train_epoch()
+    torch.rand(5)
     assert torch.equal(first, train_epoch())
     assert not torch.equal(first, train_epoch(torch_seed=1))
-    assert torch.equal(first, train_epoch(seed=1))
+    assert not torch.equal(first, train_epoch(seed=1))
     assert len(first.unique(dim=0)) > 250
 
 
-def test_ranks_with_equal_random_states_see_different_patches(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    epochs = []
-    for rank in (0, 1):
+def test_a_draw_is_the_same_patch_in_any_batch_and_another_in_each_epoch():
+    train = fit_ready(samples_per_epoch=8, batch_size=8).splits.train
+    epoch = torch.stack(train.__getitems__(list(range(8))))
+    assert torch.equal(torch.stack([train[draw] for draw in (5, 2)]), epoch[[5, 2]])
+    assert len(torch.cat([epoch, torch.stack(train.__getitems__(list(range(8, 16))))]).unique(dim=0)) == 16
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_patches_of_one(monkeypatch, processes):
+    whole = train_epoch(batch_size=16).unflatten(0, (-1, 16))
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(distributed, "from_rank_0", lambda value: value)
+    shares = []
+    for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        epochs.append(train_epoch())
-    assert [len(epoch) for epoch in epochs] == [128, 128]
-    assert len(torch.cat(epochs).unique(dim=0)) > 250
+        shares.append(train_epoch(batch_size=16 // processes).unflatten(0, (-1, 16 // processes)))
+    assert torch.equal(torch.stack(shares, dim=2).flatten(1, 2), whole)
 
 
 def test_mirroring_is_left_to_right():
-    images = torch.arange(4).view(1, 1, 2, 2).expand(64, 1, 2, 2)
-    flipped = flip_at_random(images)
-    assert {tuple(image.flatten().tolist()) for image in flipped} == {(0, 1, 2, 3), (1, 0, 3, 2)}
+    images = torch.arange(4).view(1, 1, 2, 2).expand(2, 1, 2, 2)
+    assert flip(images, torch.tensor([False, True])).flatten(1).tolist() == [[0, 1, 2, 3], [1, 0, 3, 2]]
 
 
 def test_a_size_above_the_tile_is_refused():
