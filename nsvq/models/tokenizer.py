@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from nsvq.distributed import world_size
 from nsvq.losses import ReconstructionLoss
 from nsvq.metrics import reconstruction_metrics, to_eight_bit
-from nsvq.models.finite import stop_unless_finite
+from nsvq.models.finite import finite_means, stop_unless_finite, stop_unless_gradients_are_finite
 from nsvq.models.parameters import parameter_groups, scale_learning_rates
 from nsvq.quantizers import KernelCodebookLoss, Quantizer, QuantizerOutput
 
@@ -90,14 +90,13 @@ class Tokenizer(LightningModule):
 
         Raises:
             ValueError: If the reconstruction's shape is not the image's.
-            FloatingPointError: If, in training, a latent or code vector of any process is not finite.
+            FloatingPointError: If, in training, a latent or a tensor of the quantizer is not finite on any process.
         """
         latents = self.encode(images)
         if self.training:
-            codes = self.quantizer.free_codes
-            stop_unless_finite(
-                {"latents": latents} | ({} if codes is None else {"codebook": codes}), step=self.global_step
-            )
+            tensors = (*self.quantizer.named_parameters(), *self.quantizer.named_buffers())
+            values = {f"quantizer.{name}": value for name, value in tensors if value.is_floating_point()}
+            stop_unless_finite({"latents": latents} | values, step=self.global_step)
         output: QuantizerOutput = self.quantizer(latents)
         reconstructions = self.decode(output.quantized)
         if reconstructions.shape != images.shape:
@@ -132,6 +131,15 @@ class Tokenizer(LightningModule):
         reconstructions, output = self(batch)
         return {"reconstructions": reconstructions.clamp(-1, 1), "indices": output.indices}
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Refuse gradients that are not finite, except where a gradient scaler skips such steps.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            stop_unless_gradients_are_finite(optimizer, self.named_parameters(), self.global_step)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to replace a sound checkpoint by one with broken weights.
 
@@ -162,9 +170,14 @@ class Tokenizer(LightningModule):
         return scale_learning_rates(build_optimizer(self.optimizer, groups))
 
     def log_training(self, losses: dict[str, Tensor], total: Tensor) -> None:
-        """Log the training losses of a batch, and NSVQ's bandwidth."""
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
+        """Log the training losses of a batch, means over all processes, and NSVQ's bandwidth.
+
+        Raises:
+            FloatingPointError: If a loss is not finite on any process.
+        """
+        means = finite_means({"loss": total} | losses, self.global_step)
+        self.log("train/loss", means.pop("loss"), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
         if isinstance(self.quantizer.codebook_loss, KernelCodebookLoss):
             self.log("train/bandwidth", self.quantizer.codebook_loss.bandwidth)
 

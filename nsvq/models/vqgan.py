@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from nsvq.losses import AdversarialLoss, PerceptualLoss, adaptive_weight
 from nsvq.models.batch_count import one_count_per_batch
-from nsvq.models.finite import stop_unless_finite
 from nsvq.models.published import load_published_autoencoder
 from nsvq.models.tokenizer import Tokenizer, build_optimizer
 from nsvq.networks import LDMDecoder, LDMEncoder, PatchDiscriminator
@@ -171,7 +170,6 @@ class VQGAN(Tokenizer):
                     discriminator_loss, logits = self._discriminator_loss(batch, reconstructions.detach(), step)
                 backward.append((discriminator_loss, discriminator_optimizer))
                 watched |= {"discriminator_loss": discriminator_loss} | logits
-            stop_unless_finite(losses | watched, step)
             self.log_training(losses | watched, loss)
             full = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
             for value, optimizer in backward:
@@ -187,7 +185,8 @@ class VQGAN(Tokenizer):
         return loss.detach()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip gradients."""
+        """Refuse gradients that are not finite, and clip the others."""
+        super().on_before_optimizer_step(optimizer)
         if self.gradient_clip_val is not None:
             self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
 
@@ -232,4 +231,4 @@ class VQGAN(Tokenizer):
         penalty = self.adversarial.r1_penalty(self.discriminator, images, step)
         if penalty is not None:
             loss = loss + penalty
-        return loss, {"real_logits": real.float().mean(), "fake_logits": fake.float().mean()}
+        return loss, {"real_logits": real.double().mean(), "fake_logits": fake.double().mean()}

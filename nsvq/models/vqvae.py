@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from nsvq.models.finite import stop_unless_finite
 from nsvq.models.tokenizer import Tokenizer
 from nsvq.networks import ConvDecoder, ConvEncoder
 from nsvq.quantizers import Quantizer
@@ -67,7 +66,6 @@ class VQVAE(Tokenizer):
         reconstructions, output = self(batch)
         losses = self._losses(batch, reconstructions, output)
         loss: Tensor = losses["reconstruction_loss"] + output.loss
-        stop_unless_finite(losses, self.global_step)
         self.log_training(losses, loss)
         self.end_batch()
         return loss

@@ -391,14 +391,33 @@ def test_the_vqvae_stops_as_well(tmp_path):
         fit(model, Break(2, DAMAGES["reconstruction_loss"]), max_steps=4)
 
 
-def test_broken_weights_never_replace_a_sound_checkpoint(tmp_path):
-    """A gradient that is not finite while the loss is leaves broken weights behind a sound step."""
+@pytest.mark.parametrize("kind", [VQVAE, VQGAN])
+def test_a_gradient_that_is_not_finite_stops_training_before_the_step(tmp_path, kind):
     checkpoint = ModelCheckpoint(tmp_path, filename="sound", every_n_train_steps=1, enable_version_counter=False)
-    model = build()
+    model = build(kind=kind)
     weight = next(model.encoder.parameters())
     weight.register_hook(lambda gradient: gradient * (float("nan") if model.global_step == 2 else 1.0))
-    with pytest.raises(FloatingPointError, match=r"not finite after step 3: encoder.*no checkpoint was written"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 2: gradient of encoder\..*weight;"):
         fit(model, checkpoint, max_steps=6)
+    assert torch.load(tmp_path / "sound.ckpt", weights_only=True)["global_step"] == 2
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+class BreakAfterStep(Break):
+    """Breaks a part of the model behind one batch."""
+
+    def on_train_batch_start(self, *_):
+        pass
+
+    def on_train_batch_end(self, *arguments):
+        super().on_train_batch_start(*arguments)
+
+
+def test_broken_weights_never_replace_a_sound_checkpoint(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, filename="sound", every_n_train_steps=1, enable_version_counter=False)
+    breaking = BreakAfterStep(3, lambda model: next(model.encoder.parameters()).fill_(float("nan")))
+    with pytest.raises(FloatingPointError, match=r"not finite after step 3: encoder.*no checkpoint was written"):
+        fit(build(), breaking, checkpoint, max_steps=6)
     saved = torch.load(tmp_path / "sound.ckpt", weights_only=True)
     assert saved["global_step"] == 2
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
