@@ -48,7 +48,72 @@ def everywhere(condition: bool) -> bool:
     return all(conditions)
 
 
+def from_rank_0(value: int) -> int:
+    """Return rank 0's value in all processes."""
+    values = [value]
+    if is_distributed():
+        dist.broadcast_object_list(values)
+    return int(values[0])
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if is_distributed():
         dist.barrier()
+
+
+class GlobalRows:
+    """The rows of a batch that all processes hold together, in the order of one process.
+
+    Training loaders deal the images of a global batch out in turn: image i lies on rank i % W as its image i // W.
+    Ranks that have no image left are passed over, so that any shares have an order.
+
+    All processes build it, and call `take`, together. What they exchange, W integers here, has a fixed size.
+
+    Args:
+        rows: This process's rows, shape (B, T, d): B images, maybe none, of T rows. B may differ between ranks; T, d
+            and the type may not.
+
+    Attributes:
+        rows: This process's rows, shape (B·T, d).
+        positions: Where these lie in the global order, int64, rising, shape (B·T,).
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        images, tokens, _ = rows.shape
+        shares = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+        shares[rank()] = images
+        counts: list[int] = all_reduce_sum(shares).tolist()
+        self.rows = rows.flatten(0, 1).contiguous()
+        own = torch.arange(images, device=rows.device)
+        # Before an image come those of an earlier place on any rank, and those of its place on lower ranks.
+        places = torch.zeros_like(own)
+        for other, count in enumerate(counts):
+            places += own.clamp(max=count) + (own < count) * (other < rank())
+        self.positions = (places[:, None] * tokens + torch.arange(tokens, device=rows.device)).flatten()
+        self._length = sum(counts) * tokens
+
+    def __len__(self) -> int:
+        """The number of rows of all processes."""
+        return self._length
+
+    def take(self, positions: Tensor) -> Tensor:
+        """Return rows of the global order.
+
+        Args:
+            positions: Positions in [0, len(self)), int64, shape (M,), equal on all ranks.
+
+        Returns:
+            The rows, bit for bit as their process holds them, shape (M, d).
+
+        Raises:
+            IndexError: If a position lies outside.
+        """
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
+            raise IndexError(f"positions must lie in [0, {len(self)})")
+        positions = positions.to(self.rows.device)
+        own = torch.isin(positions, self.positions)
+        taken = self.rows.new_zeros(len(positions), self.rows.shape[1])
+        taken[own] = self.rows[torch.searchsorted(self.positions, positions[own])]
+        # Bytes are summed, since 0.0 + -0.0 is not -0.0.
+        return all_reduce_sum(taken.view(torch.uint8)).view(taken.dtype)

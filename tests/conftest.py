@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import multiprocessing
+import os
 import pickle
 import runpy
 import traceback
@@ -84,6 +85,8 @@ class RankPool:
 def serve(rank: int, size: int, store: str, connection: Connection) -> None:
     """Join the group and answer calls until the pool ends this process."""
     torch.set_num_threads(1)
+    # Lightning seeds distributed processes with it anew; an earlier test may have left it.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     timeout = timedelta(seconds=TIMEOUT_SECONDS / 2)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout)
     modules: dict[str, ModuleType] = {}
@@ -104,6 +107,14 @@ def serve(rank: int, size: int, store: str, connection: Connection) -> None:
 def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     """Two gloo processes: `rank_pool.run(function, *arguments)` returns both ranks' results."""
     pool = RankPool(tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def rank_pool_of_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    """Three gloo processes, see `rank_pool`."""
+    pool = RankPool(tmp_path_factory.mktemp("three_ranks"), size=3)
     yield pool
     pool.close()
 

@@ -56,12 +56,13 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The quantizer's class, marked where dead codes were replaced."""
+        """The quantizer's class, marked where codes were set from data or dead ones replaced."""
         quantizer: str = self._init_args["quantizer"]["class_path"].rsplit(".", 1)[-1]
         callbacks = self.config.get("trainer", {}).get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        replaced = any(callback["class_path"].endswith("DeadCodeReplacement") for callback in callbacks)
-        return f"{quantizer} + replacement" if replaced else quantizer
+        names = [callback["class_path"].rsplit(".", 1)[-1] for callback in callbacks]
+        marks = {"CodebookInitialization": "initialization", "DeadCodeReplacement": "replacement"}
+        return " + ".join([quantizer, *(mark for name, mark in marks.items() if name in names)])
 
     @property
     def codebook_size(self) -> int:

@@ -1,6 +1,7 @@
-"""Callbacks: codebook and image meters, encoder drift, curves on disk, dead-code replacement, weight averages."""
+"""Callbacks: meters, encoder drift, curves on disk, codebook initialisation and replacement, weight averages."""
 
 from nsvq.callbacks.codebook_health import CodebookHealth
+from nsvq.callbacks.codebook_initialization import CodebookInitialization
 from nsvq.callbacks.curves import CurvesOnDisk, truncate
 from nsvq.callbacks.dead_code_replacement import DeadCodeReplacement
 from nsvq.callbacks.encoder_drift import EncoderDrift
@@ -10,6 +11,7 @@ from nsvq.callbacks.weight_ema import WeightEMA
 
 __all__ = [
     "CodebookHealth",
+    "CodebookInitialization",
     "CurvesOnDisk",
     "DeadCodeReplacement",
     "EncoderDrift",

@@ -49,7 +49,7 @@ class CodebookHealth(Callback):
         quantizer = tokenizer(pl_module, "quantizer").quantizer
         assert isinstance(quantizer, nn.Module)
         for split in ("train", "val", "test"):
-            self._usage[split] = CodebookUsage(quantizer.codebook_size)
+            self._usage[split] = CodebookUsage(quantizer.codebook_size).to(pl_module.device)
         self._error.clear()
         self._hook = quantizer.register_forward_hook(partial(self._observe, pl_module))
 
@@ -99,17 +99,22 @@ class CodebookHealth(Callback):
         self._report(trainer, pl_module, "test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the window that is not full yet; with several processes only this one's share of it."""
+        """Return the window that is not full yet, with the counts of all processes.
+
+        All processes call it together, as they save a checkpoint together.
+        """
         if "train" not in self._usage:
             return {}
-        return {"batches": self._batches, "counts": self._usage["train"].counts.cpu()}
+        return {"batches": self._batches, "counts": all_reduce_sum(self._usage["train"].counts).cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the window of a checkpoint; its counts are rank 0's."""
+        """Go on with the window of a checkpoint, whatever the number of processes then and now."""
         if state_dict:
             self._batches = state_dict["batches"]
+            # The counts are summed again at the window's end.
             if rank() == 0:
-                self._usage["train"].counts += state_dict["counts"]
+                counts = self._usage["train"].counts
+                counts += state_dict["counts"].to(counts.device)
 
     def _unhook(self) -> None:
         if self._hook is not None:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from nsvq.callbacks.protocols import tokenizer
-from nsvq.distributed import all_reduce_sum, rank, world_size
+from nsvq.distributed import GlobalRows, all_reduce_sum, rank
 
 
 class DeadCodeReplacement(Callback):
@@ -16,8 +16,9 @@ class DeadCodeReplacement(Callback):
 
     A replaced code becomes a random latent of the batch (SoundStream, arXiv 2107.03312) or a copy of an active code
     plus noise (as in arXiv 2606.11363). The quantizer resets what it keeps for the code, and the optimizer's moments
-    of its row are zeroed. Usage is that of all processes and the choice is seeded by the step, so that all ranks set
-    equal codes. Works for every quantizer with free code vectors.
+    of its row are zeroed. Usage is that of all processes, and the choice among all their latents depends on the seed
+    and the step alone: W processes set the codes that one process with the whole batch sets. Works for every quantizer
+    with free code vectors.
 
     Args:
         unused_steps: Training steps without selection after which a code is dead; a multiple of every_n_steps.
@@ -112,12 +113,19 @@ class DeadCodeReplacement(Callback):
         pl_module.log("train/replaced_codes", float(len(dead)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long codes have been unused."""
-        return {"unused": self._unused.cpu(), "counts": self._counts.cpu()}
+        """Return how long codes have been unused, and the counts of all processes since the last look.
+
+        All processes call it together, as they save a checkpoint together.
+        """
+        if not len(self._counts):
+            return {}
+        return {"unused": self._unused.cpu(), "counts": all_reduce_sum(self._counts).cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the counting of a checkpoint."""
-        self._unused, self._counts = state_dict["unused"], state_dict["counts"]
+        """Take up the counting of a checkpoint, whatever the number of processes then and now."""
+        self._unused, counts = state_dict["unused"], state_dict["counts"]
+        # The counts are summed again at the next look.
+        self._counts = counts if rank() == 0 else torch.zeros_like(counts)
 
     def _unhook(self) -> None:
         if self._hook is not None:
@@ -135,18 +143,19 @@ class DeadCodeReplacement(Callback):
         """Draw a new place for every code, dead or not, so that what ranks exchange has a fixed size."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         size = len(counts)
-        latents, codes = quantizer.search_space(self._batch)
+        batch = self._batch
+        assert batch is not None
+        latents, codes = quantizer.search_space(batch)
         if self.source == "active":
             chosen = torch.multinomial(counts.double().cpu(), size, replacement=True, generator=generator)
             spread = codes.std(dim=0, correction=0)
             noise = torch.randn(codes.shape, generator=generator, dtype=torch.float64).to(codes)
             copies: Tensor = codes[chosen.to(codes.device)] + self.noise * spread * noise
             return copies
-        # Each code is drawn by one rank, whose batch may be smaller than the others'.
-        drawing_rank = torch.randint(world_size(), (size,), generator=generator).to(latents.device)
-        places = torch.randint(len(latents), (size,), generator=generator).to(latents.device)
-        own = torch.where((drawing_rank == rank())[:, None], latents[places], 0)
-        return all_reduce_sum(own)
+        # A draw that no longer means anything: without it, runs of one process would not repeat those of earlier code.
+        torch.randint(1, (size,), generator=generator)
+        rows = GlobalRows(latents.view(len(batch), -1, latents.shape[1]))
+        return rows.take(torch.randint(len(rows), (size,), generator=generator))
 
     def _replace(self, trainer: Trainer, quantizer: Any, dead: Tensor, vectors: Tensor) -> None:
         quantizer.replace_codes(dead, vectors)

@@ -24,6 +24,9 @@ class QuantizerLike(Protocol):
     def replace_codes(self, indices: Tensor, vectors: Tensor) -> None:
         """Set single code vectors."""
 
+    def fit_codes(self, z: Tensor, iterations: int, seed: int) -> None:
+        """Set all code vectors from the latents of all processes."""
+
     @property
     def free_codes(self) -> Tensor | None:
         """The tensor of free code vectors, None if a transform makes them."""

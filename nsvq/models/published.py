@@ -73,9 +73,7 @@ def load_published_autoencoder(model: Autoencoder, path: str | Path) -> None:
     for part, prefix in PARTS.items():
         getattr(model, part).load_state_dict(_without_prefix(theirs, f"{prefix}."))
     if takes_codebook:
-        codebook = theirs[CODEBOOK].to(quantizer.codebook.device)
-        quantizer.replace_codes(torch.arange(len(codebook), device=codebook.device), codebook)
-        quantizer.scale_is_set.fill_(True)
+        quantizer.initialize_codes(theirs[CODEBOOK].to(quantizer.codebook.device))
     else:
         warnings.warn(
             f"the codebook of {path} is left out: {type(quantizer).__name__} keeps its own code vectors", stacklevel=2

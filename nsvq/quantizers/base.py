@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsvq.distributed import all_reduce_sum
+from nsvq.distributed import GlobalRows, all_reduce_sum
 from nsvq.ops import common_dtype, straight_through
 from nsvq.quantizers.codebook_loss import CodebookLoss
+from nsvq.quantizers.kmeans import kmeans
 
 
 class QuantizerOutput(NamedTuple):
@@ -49,6 +50,9 @@ class Quantizer(nn.Module):
     codebook: Tensor
     """Effective code vectors, shape (codebook_size, dim): a parameter or buffer, or a property where it is computed."""
     scale_is_set: Tensor
+    """Whether the codes were given their places: rescaled by `initial_scale` or set by `initialize_codes`."""
+    spherical: bool = False
+    """Whether latents and codes are unit vectors where they are compared."""
 
     def __init__(
         self,
@@ -124,8 +128,10 @@ class Quantizer(nn.Module):
             Quantized latents, indices and losses.
 
         Raises:
-            ValueError: If the shape or type of z is wrong or a value is not finite.
+            ValueError: If the shape or type of z is wrong, it is empty or a value is not finite.
         """
+        if z.numel() == 0:
+            raise ValueError(f"{type(self).__name__} got no latents: the shape is {tuple(z.shape)}")
         if self.training and not self._scale_is_known:
             self._set_initial_scale(z)
         latents, codes = self.search_space(z)
@@ -186,10 +192,49 @@ class Quantizer(nn.Module):
         Raises:
             TypeError: If the method has no free code vectors.
         """
-        if self.free_codes is None:
-            raise TypeError(f"{type(self).__name__} has no free code vectors: a transform makes them all at once")
+        codes = self._codes_to_set()
         with torch.no_grad():
-            self.free_codes[indices] = vectors.to(self.free_codes.dtype)
+            codes[indices] = vectors.to(codes.dtype)
+
+    def initialize_codes(self, vectors: Tensor) -> None:
+        """Set all code vectors in place of a random start and reset what is kept for them; no rescaling follows.
+
+        Args:
+            vectors: Their places in the search space, shape (K, d).
+
+        Raises:
+            TypeError: If the method has no free code vectors.
+            ValueError: If the shape is wrong.
+        """
+        shape = tuple(self._codes_to_set().shape)
+        if vectors.shape != shape:
+            raise ValueError(f"{type(self).__name__} expects code vectors of shape {shape}, got {tuple(vectors.shape)}")
+        self.replace_codes(torch.arange(self.codebook_size, device=vectors.device), vectors)
+        self.scale_is_set.fill_(True)
+
+    @torch.no_grad()
+    def fit_codes(self, z: Tensor, iterations: int = 20, seed: int = 0) -> None:
+        """Set all code vectors from latents of all processes: random latents, moved by iterations of k-means.
+
+        All processes call it together and get equal codes, those of one process with all latents up to rounding.
+
+        Args:
+            z: This process's latents, shape (B, dim, *spatial).
+            iterations: Most iterations of k-means; 0 leaves the random latents.
+            seed: Seed of the choice.
+
+        Raises:
+            TypeError: If the method has no free code vectors.
+            ValueError: If z has a wrong shape or type, a value of any process is not finite, or there are fewer
+                latents than codes.
+        """
+        self._codes_to_set()
+        latents, _ = self.search_space(z)
+        # Counted are those of all processes, so that all of them stop.
+        if all_reduce_sum((~latents.isfinite()).sum()):
+            raise ValueError(f"{type(self).__name__} got latents with non-finite values")
+        rows = GlobalRows(latents.reshape(len(z), math.prod(z.shape[2:]), latents.shape[1]))
+        self.initialize_codes(kmeans(rows, self.codebook_size, iterations, seed, self.spherical))
 
     def scale_codes(self, factor: Tensor) -> None:
         """Multiply all code vectors by a factor, in place.
@@ -236,6 +281,11 @@ class Quantizer(nn.Module):
             self.scale_codes(factor.float())
         self.scale_is_set.fill_(True)
         self._scale_is_known = True
+
+    def _codes_to_set(self) -> Tensor:
+        if self.free_codes is None:
+            raise TypeError(f"{type(self).__name__} has no free code vectors: a transform makes them all at once")
+        return self.free_codes
 
     def _unflatten(self, rows: Tensor, like: Tensor) -> Tensor:
         return rows.view(len(like), *like.shape[2:], self.dim).movedim(-1, 1)

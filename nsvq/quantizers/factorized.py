@@ -24,6 +24,8 @@ class FactorizedVQ(Quantizer):
         codebook_loss: How the code vectors learn; None: the nearest code only.
     """
 
+    spherical = True
+
     def __init__(
         self,
         dim: int,
@@ -63,6 +65,12 @@ class FactorizedVQ(Quantizer):
         """Set single code vectors, as long as the others are, so that they go on turning as fast."""
         length = self.code_vectors.detach().norm(dim=1).mean()
         super().replace_codes(indices, F.normalize(vectors, dim=1) * length)
+
+    def initialize_codes(self, vectors: Tensor) -> None:
+        """Set all code vectors, with length 1: the optimizer's first steps would turn shorter ones anywhere."""
+        super().initialize_codes(vectors)
+        with torch.no_grad():
+            self.code_vectors.copy_(self.codes())
 
     @property
     def free_codes(self) -> Tensor:

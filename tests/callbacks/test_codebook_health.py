@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nsvq.callbacks import CodebookHealth, CurvesOnDisk, EncoderDrift
-from nsvq.distributed import rank
+from nsvq.distributed import rank, world_size
 from nsvq.quantizers import VanillaVQ
 
 TRAIN = [1, 1, 2, 3, 4, 4, 4, 4, 5, 5]  # five batches of two tokens
@@ -135,3 +135,37 @@ def test_a_rank_without_a_batch_takes_part(rank_pool, tmp_path):
     assert with_batch["val/tokens"] == 3
     # Each token lies 0.1 beside its code in three channels; two channels of 0, 0, 1 have the variance 2/9.
     assert with_batch["val/quantization_error"] == pytest.approx(0.03 / (4 / 9))
+
+
+def train_share(batches, state, window):
+    """Go on from a state with this rank's share of training batches; return the next state and what is logged."""
+    quantizer = VanillaVQ(dim=3, codebook_size=3)
+    quantizer.codebook = nn.Parameter(torch.eye(3))
+    logged = {}
+    device = torch.device("cpu")
+    module = SimpleNamespace(quantizer=quantizer, log_dict=logged.update, device=device, training=True)
+    trainer = SimpleNamespace(callbacks=[], global_step=0, current_epoch=0)
+    health = CodebookHealth(train_window=window)
+    health.setup(trainer, module, "fit")
+    if state is not None:
+        health.load_state_dict(state)
+    for batch in batches:
+        health.on_train_batch_start(trainer, module)
+        quantizer(torch.eye(3)[batch[rank() :: world_size()]])
+        health.on_train_batch_end(trainer, module)
+    return health.state_dict(), logged
+
+
+def test_an_unfinished_window_is_saved_for_all_ranks_and_goes_on_with_any_number_of_them(rank_pool, rank_pool_of_three):
+    first, then = [[0, 0, 0, 1, 0, 1]], [[2, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    saved, _ = train_share(first, None, 2)
+    assert (saved["batches"], saved["counts"].tolist()) == (1, [4, 2, 0])
+    uninterrupted, logged = train_share(then, saved, 2)
+    assert (uninterrupted["batches"], uninterrupted["counts"].tolist()) == (1, [0, 6, 0])
+    assert logged["train/tokens"] == 12
+    for pool in (rank_pool, rank_pool_of_three):
+        for state, _ in pool.run(train_share, first, None, 2):
+            assert (state["batches"], state["counts"].tolist()) == (1, [4, 2, 0])
+        for state, theirs in pool.run(train_share, then, saved, 2):
+            assert (state["batches"], state["counts"].tolist()) == (1, [0, 6, 0])
+            assert theirs == logged

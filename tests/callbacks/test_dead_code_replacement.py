@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from nsvq.callbacks import DeadCodeReplacement, EncoderDrift
-from nsvq.distributed import rank
+from nsvq.distributed import rank, world_size
 from nsvq.quantizers import EMAVQ, FactorizedVQ, SimVQ, VanillaVQ
 
 K = 8
@@ -171,22 +171,77 @@ def look_twice(quantizer, latents, callback):
         callback.on_train_batch_end(trainer, module)
 
 
-def replace_on_this_rank(source, codes, shares):
+def replace_on_this_rank(source, codes, batch):
+    """Deal a batch out in turn, as loaders do, and replace what it does not use; return the codes of every rank."""
     quantizer = VanillaVQ(dim=codes.shape[1], codebook_size=len(codes))
     quantizer.codebook.data.copy_(codes)
-    callback = DeadCodeReplacement(unused_steps=2, every_n_steps=2, source=source, noise=0.0)
-    look_twice(quantizer, shares[rank()], callback)
+    callback = DeadCodeReplacement(unused_steps=2, every_n_steps=2, source=source, noise=0.01)
+    look_twice(quantizer, batch[rank() :: world_size()], callback)
     return quantizer.codebook.detach()
 
 
+@pytest.fixture(params=["rank_pool", "rank_pool_of_three"])
+def ranks(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("source", ["latent", "active"])
-def test_two_ranks_with_unequal_batches_set_equal_codes(rank_pool, source):
-    # Code 0 is used by rank 0 only, code 1 by rank 1 only; the other thirty are dead.
+@pytest.mark.parametrize("images", [6, 7])
+def test_several_ranks_set_the_codes_that_one_process_sets(ranks, source, images):
+    # Code 0 is used by the even images, code 1 by the odd ones; the other thirty are dead.
     codes = torch.cat([torch.tensor([[0.0, 0.0], [10.0, 0.0]]), torch.full((30, 2), 1e3)])
-    shares = [torch.randn(5, 2), torch.randn(2, 2) + torch.tensor([10.0, 0.0])]
-    first, second = rank_pool.run(replace_on_this_rank, source, codes, shares)
-    assert first.equal(second)
-    assert first[:2].equal(codes[:2])
-    candidates = torch.cat(shares) if source == "latent" else codes[:2]
-    assert is_row_of(first[2:], candidates).all()
-    assert {bool(row[0] > 5) for row in first[2:]} == {True, False}
+    batch = torch.randn(images, 2, 3)
+    batch[1::2, 0] += 10
+    expected = replace_on_this_rank(source, codes, batch)
+    for result in ranks.run(replace_on_this_rank, source, codes, batch):
+        assert result.equal(expected)
+    assert expected[:2].equal(codes[:2])
+    assert {bool(row[0] > 5) for row in expected[2:]} == {True, False}
+    assert len(expected.unique(dim=0)) > 10
+
+
+def test_one_process_repeats_the_choices_of_earlier_runs():
+    codes, batch = torch.cat([torch.zeros(1, 2), torch.full((30, 2), 1e3)]), torch.randn(5, 2, 3)
+    replaced = replace_on_this_rank("latent", codes, batch)
+    generator = torch.Generator().manual_seed(2)
+    torch.randint(1, (31,), generator=generator)
+    places = torch.randint(15, (31,), generator=generator)
+    assert replaced[1:].equal(batch.movedim(1, -1).reshape(15, 2)[places][1:])
+
+
+def count_on_this_rank(choices, state, steps):
+    """Go on from a state with a step of each rank's choices; return the next state and the codes."""
+    quantizer = placed(VanillaVQ(3, K))
+    callback = DeadCodeReplacement(unused_steps=4, every_n_steps=2, source="active", noise=0.0)
+    if state is not None:
+        callback.load_state_dict(copy.deepcopy(state))
+    module = SimpleNamespace(quantizer=quantizer, device=torch.device("cpu"), training=True, log=lambda *_: None)
+    trainer = SimpleNamespace(global_step=steps[0] - 1, optimizers=[])
+    callback.on_train_start(trainer, module)
+    for trainer.global_step in steps:
+        callback.on_train_batch_start(trainer, module)
+        quantizer(torch.tensor([[float(k), 0.0, 0.0] for k in choices[rank() :: world_size()]]))
+        callback.on_train_batch_end(trainer, module)
+    return callback.state_dict(), quantizer.codebook.detach()
+
+
+def test_what_is_saved_is_the_sum_of_all_ranks_and_goes_on_with_any_number_of_them(rank_pool, rank_pool_of_three):
+    first, then = [0, 1, 2, 3, 4, 0], [0, 1, 0, 1, 0, 1]
+    saved, _ = count_on_this_rank(first, None, [1])
+    assert saved["counts"].tolist() == [2, 1, 1, 1, 1, 0, 0, 0]
+    uninterrupted, codes = count_on_this_rank(then, saved, [2, 3, 4, 5])
+    assert uninterrupted["counts"].tolist() == [3, 3, *6 * [0]]
+    assert uninterrupted["unused"].tolist() == [0, 0, 2, 2, 2, 0, 0, 0]
+    assert is_row_of(codes[5:], codes[:2]).all()
+    between_looks, _ = count_on_this_rank(then, saved, [3])
+    assert between_looks["counts"].tolist() == [5, 4, 1, 1, 1, 0, 0, 0]
+    for pool in (rank_pool, rank_pool_of_three):
+        for state, _ in pool.run(count_on_this_rank, first, None, [1]):
+            assert {name: value.tolist() for name, value in state.items()} == {
+                name: value.tolist() for name, value in saved.items()
+            }
+        for state, _ in pool.run(count_on_this_rank, then, saved, [3]):
+            assert all(value.equal(between_looks[name]) for name, value in state.items())
+        for state, replaced in pool.run(count_on_this_rank, then, saved, [2, 3, 4, 5]):
+            assert all(value.equal(uninterrupted[name]) for name, value in state.items())
+            assert replaced.equal(codes)

@@ -249,6 +249,16 @@ def test_bad_latents_are_refused_and_change_nothing(quantizer, z, message, train
     assert_same_state(quantizer, state)
 
 
+@pytest.mark.parametrize("shape", [(0, DIM), (2, DIM, 0, 3)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_no_latents_are_refused_and_change_nothing(quantizer, shape, training):
+    quantizer.train(training)
+    state = copy.deepcopy(quantizer.state_dict())
+    with pytest.raises(ValueError, match=rf"{type(quantizer).__name__} got no latents: the shape is \({shape[0]}, "):
+        quantizer(torch.zeros(shape))
+    assert_same_state(quantizer, state)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("training", [True, False])
 def test_one_latent_that_is_not_finite_is_refused_and_changes_nothing(quantizer, value, training):
