@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from nsvq.callbacks.folder import run_folder
+from nsvq.callbacks.folder import replacing, run_folder, writing
 
 
 class CurvesOnDisk(Callback):
@@ -42,10 +42,11 @@ class CurvesOnDisk(Callback):
         folder = curves_folder(trainer)
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{curve}.csv"
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists() or path.stat().st_size == 0
-        with path.open("a", newline="") as file:
+        with writing(path), path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             if is_new:
                 writer.writeheader()
@@ -62,12 +63,11 @@ class CurvesOnDisk(Callback):
         folder = curves_folder(trainer)
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"counts_{split}_{trainer.global_step:08d}.npz"
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, counts=counts.cpu().numpy())
-        part.replace(path)
+        with replacing(path) as part:
+            folder.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                np.savez_compressed(file, counts=counts.cpu().numpy())
 
 
 def curves_folder(trainer: Trainer) -> Path | None:
@@ -97,7 +97,8 @@ def truncate(path: Path, last_step: int) -> None:
         path: A CSV file with a header line and a column `step`.
         last_step: The last step that stays.
     """
-    header, *lines = path.read_text().splitlines(keepends=True) or [""]
+    with path.open(newline="") as file:
+        header, *lines = file.readlines() or [""]
     if not header.endswith("\n"):
         path.write_text("")
         return
@@ -108,6 +109,5 @@ def truncate(path: Path, last_step: int) -> None:
         for line in lines
         if line.endswith("\n") and line.count(",") == len(columns) - 1 and int(line.split(",")[step]) <= last_step
     ]
-    part = path.with_suffix(".part")
-    part.write_text("".join([header, *kept]))
-    part.replace(path)
+    with replacing(path) as part, part.open("w", newline="") as file:
+        file.writelines([header, *kept])

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from nsvq.callbacks.folder import run_folder
+from nsvq.callbacks.folder import replacing, run_folder, writing
 from nsvq.callbacks.probe import probe_images
 from nsvq.callbacks.protocols import evaluating, tokenizer
 
@@ -48,8 +48,9 @@ class ReconstructionGrid(Callback):
             reconstructions = module.decode(module.quantizer(module.encode(images)).quantized)
         grid = draw_grid(self._images, reconstructions)
         path = folder / "reconstructions" / f"step_{trainer.global_step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(grid, path)
+        with replacing(path) as part:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_image(grid, part, format="png")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("val/reconstructions", [grid])
@@ -103,7 +104,9 @@ class PredictionWriter(BasePredictionWriter):
         """Write a batch of reconstructions."""
         numbers = list(batch_indices or [])
         for number, image in zip(numbers, prediction["reconstructions"], strict=True):
-            save_image((image.float() + 1) / 2, self._folder / f"{number:06d}.png")
+            path = self._folder / f"{number:06d}.png"
+            with writing(path):
+                save_image((image.float() + 1) / 2, path)
         self._numbers += numbers
         self._indices.append(prediction["indices"].cpu().numpy())
 
@@ -112,10 +115,11 @@ class PredictionWriter(BasePredictionWriter):
         if not self._indices:
             return
         path = self._folder / f"indices_rank{trainer.global_rank}.npz"
-        np.savez_compressed(path, indices=np.concatenate(self._indices), numbers=np.array(self._numbers))
+        with writing(path):
+            np.savez_compressed(path, indices=np.concatenate(self._indices), numbers=np.array(self._numbers))
         names = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "names", None)
         if names is not None and trainer.is_global_zero:
             lines = [f"{number:06d}.png\t{name}\n" for number, name in enumerate(names)]
-            (self._folder / "names.txt").write_text("".join(lines))
+            (self._folder / "names.txt").write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
         if trainer.is_global_zero:
             print(f"wrote reconstructions and their indices to {self._folder}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from nsvq.callbacks.folder import run_folder
+from nsvq.callbacks.folder import replacing, run_folder
 from nsvq.callbacks.weight_ema import CHECKPOINT_KEY, WeightEMA
 
 PACKAGES = ("nsvq-lab", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "lpips")
@@ -76,10 +76,9 @@ def write_results(
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "results.json.part"
-    part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    part.replace(folder / "results.json")
+    with replacing(folder / "results.json") as part:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
 def _step(trainer: Trainer) -> int:

@@ -39,8 +39,10 @@ def main(args: Sequence[str] | None = None) -> int:
             weights(words[1:])
         else:
             from nsvq.cli.program import CLI
+            from nsvq.cli.trust import weights_only
 
-            CLI(words)
+            with weights_only():
+                CLI(words)
     except Exception as error:
         message = plain_message(error)
         if message is None or os.environ.get("NSVQ_TRACEBACK"):

@@ -14,7 +14,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nsvq.callbacks import truncate
+from nsvq.callbacks.folder import replacing
 from nsvq.cli.run_logger import RunLogger
+from nsvq.distributed import world_size
 
 # What changes the numbers of a run beside its configuration.
 RECORDED_VARIABLES = ("NSVQ_BACKEND", "NSVQ_TRITON_PRECISION", "OMP_NUM_THREADS")
@@ -51,7 +53,8 @@ class RunRecord(Callback):
         if path.is_file():
             earlier = json.loads(path.read_text())
             record["earlier_commands"] = [*earlier.get("earlier_commands", []), earlier["command"]]
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        with replacing(path) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
             if not isinstance(logger, RunLogger):
                 logger.log_hyperparams(self.config)
@@ -70,12 +73,13 @@ class RunRecord(Callback):
         seconds = self._seconds + time.perf_counter() - self._started
         record = json.loads(path.read_text())
         record |= {"train_seconds": round(seconds, 3), "train_steps": trainer.global_step}
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        with replacing(path) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds trained so far."""
+        """Return the seconds trained so far, and what a run that goes on is compared with."""
         elapsed = time.perf_counter() - self._started if self._started else 0.0
-        return {"train_seconds": self._seconds + elapsed}
+        return {"train_seconds": self._seconds + elapsed, "config": self.config, "processes": world_size()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the seconds of an earlier part of the run."""

@@ -125,22 +125,23 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Shuffled full batches of this process's share of the training images."""
         train = self.splits.train
-        epoch, images = self._position
-        order = TrainingOrder(
-            len(train),
-            self.batch_size,
-            self._training_seed,
-            distributed.world_size(),
-            distributed.rank(),
-            epoch,
-            ceil(images / self.global_batch_size),
-        )
+        ranks = (distributed.world_size(), distributed.rank())
+        order = TrainingOrder(len(train), self.batch_size, self._training_seed, *ranks, *self.resumed_position)
         return self._loader(train, batch_size=self.batch_size, sampler=order, drop_last=True)
 
     @property
     def global_batch_size(self) -> int:
         """Images per training batch, all processes together."""
         return self.batch_size * distributed.world_size()
+
+    @property
+    def resumed_position(self) -> tuple[int, int]:
+        """Where a checkpoint lets training begin: the epoch and the whole batches of it that are done."""
+        epoch, images = self._position
+        batches = ceil(images / self.global_batch_size)
+        if batches >= len(self.splits.train) // self.global_batch_size:
+            return epoch + (batches > 0), 0
+        return epoch, batches
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far training is: the epoch and the images of it that are done, on all processes."""
@@ -209,7 +210,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
 def names_sha256(names: Sequence[str]) -> str:
     """Return the SHA-256 of the newline-joined names, in hexadecimal."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    # File names are bytes, and not all are UTF-8.
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def require_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from nsvq.data.decoding import DamagedImageError, read_rgb
 
 EXTENSIONS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
+MAX_SHOWN = 100
 _ENDINGS = tuple(f".{extension}" for extension in EXTENSIONS)
 
 
@@ -59,7 +60,12 @@ def read_list(path: Path, names: Iterable[str], root: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"list file {path} doesn't exist")
-    entries = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"list file {path} is not UTF-8 text") from error
+    # Not splitlines: a name may hold what only Unicode takes for the end of a line.
+    entries = [line.strip() for line in text.split("\n") if line.strip()]
     if not entries:
         raise ValueError(f"list file {path} is empty")
     known = {name: [name] for name in names}
@@ -81,10 +87,14 @@ def read_list(path: Path, names: Iterable[str], root: Path) -> list[str]:
     if absent:
         raise FileNotFoundError(
             f"list file {path} names {len(absent)} files that {root} doesn't hold or holds more than once: "
-            + ", ".join(absent[:3])
+            + ", ".join(_short(entry) for entry in absent[:3])
             + (", …" if len(absent) > 3 else "")
         )
     return found
+
+
+def _short(entry: str) -> str:
+    return entry if len(entry) <= MAX_SHOWN else f"{entry[:MAX_SHOWN]}…"
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 Crop = Literal["center", "random"]
+MAX_ELONGATION = 100
 
 
 class ImageTransform:
@@ -52,12 +53,17 @@ class ImageTransform:
             float32, shape (3, size, size), in [-1, 1].
 
         Raises:
-            ValueError: If the image is too small.
+            ValueError: If the image is too small, or so elongated that resizing it would fill the memory.
         """
         if self.resize is None and min(image.size) < self.size:
             raise ValueError(
                 f"{image.width}×{image.height} pixels are too few for a {self.size}×{self.size} crop; "
                 "set resize or lower size"
+            )
+        if self.resize is not None and max(image.size) > MAX_ELONGATION * min(image.size):
+            raise ValueError(
+                f"{image.width}×{image.height} pixels are too elongated to be resized by the shorter side: the sides may "
+                f"differ {MAX_ELONGATION}-fold"
             )
         pixels = F.pil_to_tensor(image)
         if self.resize is not None:

@@ -21,12 +21,19 @@ def frechet_inception_distance(weights: Path) -> FrechetInceptionDistance:
     a LightningModule that held the metric would save it in its checkpoints.
 
     Args:
-        weights: The file of weights, as `nsvq.pretrained.obtain("inception")` returns it. torch-fidelity unpickles it
-            without restrictions: pass no file whose sha256 was not checked.
+        weights: The file of weights, as `nsvq.pretrained.obtain("inception")` returns it.
 
     Returns:
         The metric; its `compute` needs two images of each kind.
+
+    Raises:
+        ValueError: If the file cannot be read or holds more than weights.
     """
+    # torch-fidelity unpickles the file without restrictions.
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{weights} cannot be read: it is truncated, damaged or no file of weights") from error
     # The network draws weights before it reads them; whether FID is measured must not change a run's random numbers.
     with torch.random.fork_rng(devices=[]):
         metric = FrechetInceptionDistance(

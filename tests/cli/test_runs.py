@@ -190,7 +190,8 @@ def test_wandb_logs_offline_and_keeps_its_id(fit, experiments, tmp_path):
 
 def test_compare_prints_the_table_and_draws_the_figure(fit, quickstart, tmp_path, capsys):
     fit("--version=one")
-    fit("--version=two", "--model.quantizer=NSVQ", "--trainer.callbacks+=DeadCodeReplacement")
+    both = ["--trainer.callbacks+=CodebookInitialization", "--trainer.callbacks+=DeadCodeReplacement"]
+    fit("--version=two", "--model.quantizer=NSVQ", *both)
     quickstart("--ckpt_path=runs/quickstart/one/checkpoints/last.ckpt", command="validate")
     capsys.readouterr()
     assert main(["compare", "runs/quickstart", "--output", "out"]) == 0
@@ -198,7 +199,7 @@ def test_compare_prints_the_table_and_draws_the_figure(fit, quickstart, tmp_path
     for column in ("utilization", "ceiling", "perplexity", "quant. error", "PSNR", "dead codes", "seconds"):
         assert column in lines[0]
     assert "VanillaVQ" in lines[1]
-    assert "NSVQ + replacement" in lines[2]
+    assert "NSVQ + initialization + replacement" in lines[2]
     assert Image.open(tmp_path / "out" / "compare.png").size[0] > 1000
     assert pd.read_csv(tmp_path / "out" / "compare.csv")["step"].tolist() == [8, 8]
 

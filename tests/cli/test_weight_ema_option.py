@@ -57,7 +57,8 @@ def test_bad_settings_are_named(refusal, experiments):
     assert "decay must be at least 0 and below 1, got 1.5" in refusal(
         *base, "--weight_ema=WeightEMA", "--weight_ema.decay=1.5"
     )
-    words = ["--weight_ema=WeightEMA", "--checkpoint.save_weights_only=true"]
+    words = ["--weight_ema=WeightEMA", "--trainer.callbacks+=ModelCheckpoint"]
+    words += ["--trainer.callbacks.save_weights_only=true"]
     assert "weight averaging needs whole checkpoints" in refusal(*base, *words)
 
 

@@ -1,0 +1,59 @@
+"""What a run would do differently from the one whose checkpoint it goes on from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# These change how long, where and how visibly a run works, not what it computes.
+FREE = (
+    "accelerator devices num_nodes strategy plugins max_steps min_steps max_epochs min_epochs max_time logger "
+    "log_every_n_steps enable_progress_bar enable_model_summary profiler default_root_dir"
+)
+FREE_OPTIONS = (
+    *(f"trainer.{name}" for name in FREE.split()),
+    "data.num_workers",
+    *("checkpoint", "ckpt_path", "weights_only", "runs_dir", "experiment", "version", "allow_changes", "init_from"),
+)
+BATCH_SIZE = "data.batch_size"
+
+
+def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], processes: tuple[int, int]) -> None:
+    """Refuse to go on with other options than those a checkpoint was made with.
+
+    Args:
+        before: The configuration that the checkpoint was made with.
+        after: The present one.
+        processes: The number of processes then and now: where batches are divided among more of them, `batch_size`
+            may shrink.
+
+    Raises:
+        ValueError: If an option differs that changes what the run computes; it names each.
+    """
+    old, new = dict(_options(before)), dict(_options(after))
+    if (old.get(BATCH_SIZE) or 0) * processes[0] == (new.get(BATCH_SIZE) or 0) * processes[1]:
+        old[BATCH_SIZE] = new.get(BATCH_SIZE)
+    changed = [name for name in (*old, *(name for name in new if name not in old)) if old.get(name) != new.get(name)]
+    if changed:
+        listed = ", ".join(f"{name} {_shown(old, name)} → {_shown(new, name)}" for name in changed)
+        raise ValueError(
+            f"the checkpoint was made with other options: {listed}; give the former ones, or --allow_changes to go on "
+            "with these, or --init_from in place of --ckpt_path to begin a new run with its weights"
+        )
+
+
+def _options(config: Any, path: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every option that counts under the name that the command line has for it."""
+    name = ".".join(path)
+    if any(name == free or name.startswith(f"{free}.") for free in FREE_OPTIONS):
+        return
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from _options(value, path if key == "init_args" else (*path, key))
+    elif isinstance(config, list) and any(isinstance(value, Mapping) for value in config):
+        for number, value in enumerate(config):
+            yield from _options(value, (*path, str(number)))
+    else:
+        yield name, config
+
+
+def _shown(options: dict[str, Any], name: str) -> str:
+    return str(options[name]) if name in options else "(none)"
