@@ -25,7 +25,7 @@ help: ## list the targets
 	@touch $@
 
 QUICK := $(RUNS)/quickstart-$(STAMP)
-QUICK_FIT = $(BIN)/nsvq fit --config experiments/quickstart.yaml --runs_dir $(RUNS) --experiment quickstart-$(STAMP) \
+QUICK_FIT = OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/quickstart.yaml --runs_dir $(RUNS) --experiment quickstart-$(STAMP) \
 	--seed_everything $(SEED) --version
 
 quickstart: .venv/runtime ## train vanilla VQ, replacement, NSVQ and TransVQ on two photographs and compare them

@@ -170,7 +170,7 @@ def _file_read(error: BaseException) -> str | None:
     while step is not None:
         reader = step.tb_frame.f_locals.get("self")
         if step.tb_frame.f_code.co_name == "read_text" and isinstance(reader, os.PathLike):
-            return os.fspath(reader)
+            return str(os.fspath(reader))
         step = step.tb_next
     return None
 

@@ -47,7 +47,7 @@ def require_limited(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(name == anchor for name, _ in open_nodes):
                 raise yaml.YAMLError(f"*{anchor} stands inside what it is an alias of")
-            size = sizes.get(anchor, 1)
+            size = sizes.get(str(anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             size = 1
         else:

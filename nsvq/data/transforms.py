@@ -62,8 +62,8 @@ class ImageTransform:
             )
         if self.resize is not None and max(image.size) > MAX_ELONGATION * min(image.size):
             raise ValueError(
-                f"{image.width}×{image.height} pixels are too elongated to be resized by the shorter side: the sides may "
-                f"differ {MAX_ELONGATION}-fold"
+                f"{image.width}×{image.height} pixels are too elongated to be resized by the shorter side: the sides "
+                f"may differ {MAX_ELONGATION}-fold"
             )
         pixels = F.pil_to_tensor(image)
         if self.resize is not None:
