@@ -70,10 +70,10 @@ bench: .venv/bench ## time and memory of the quantizers beside their peers; BENC
 	$(BIN)/python -m nsvq.bench $(if $(filter full,$(BENCH)),--full) --output $(RUNS)/bench
 
 test: lint type .venv/dev ## check style and types, run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/dev ## run the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: .venv/dev ## check style
 	$(BIN)/ruff check .

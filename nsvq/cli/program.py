@@ -120,6 +120,16 @@ CHOICES = {
 class Parser(LightningArgumentParser):
     """A parser that prints one line where argparse prints a page."""
 
+    _file = ""
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration file."""
+        self._file = f"{cfg_path}: "
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        finally:
+            self._file = ""
+
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Check a configuration, also for null where an option needs a value: jsonargparse takes that for unset."""
         super().validate(namespace, *args, **kwargs)
@@ -136,7 +146,8 @@ class Parser(LightningArgumentParser):
 
     def one_line(self, message: str, ex: Exception | None) -> str:
         """Say what is wrong in one line."""
-        return import_refusal(message) or parser_message(message, ex, CHOICES, self._all_options())
+        line = import_refusal(message) or parser_message(message, ex, CHOICES, self._all_options())
+        return self._file + line
 
     def _all_options(self) -> list[str]:
         parsers: list[Any] = [self]

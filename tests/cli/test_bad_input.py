@@ -30,7 +30,7 @@ OPTIONS = [
     ("--codebook_health.train_window 0", ["train_window must be at least 1, got 0"]),
     ("--model.quantizer Quantizer", ["Quantizer is the base", "choose a subclass"]),
     ("--model.quantizer torch.nn.Linear", ["quantizer: Import path torch.nn.Linear", "not", "subclass of Quantizer"]),
-    ("--model.quantizer nopkg.Foo", ["quantizer:", "No module named 'nopkg'"]),
+    ("--model.quantizer nopkg.Foo", ["quantizer: nopkg.Foo is not imported", "--allow_module"]),
     ("--model.optimizer Adm", ["unknown optimizer 'Adm'", "did you mean Adam?"]),
     ("--trainer.precision bf17", ["trainer.precision: expected one of", "bf16-mixed", "got bf17"]),
     ("--runs_dir /proc/none", ["cannot create a run folder below /proc/none"]),

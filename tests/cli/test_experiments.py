@@ -37,7 +37,7 @@ def words_for(file):
     base = ["--config", str(VQGAN if kind == "models" and file.name.startswith("vqgan") else EMBEDDED)]
     if kind == "loggers":
         return [*base, "--config", str(file)]
-    option = {"quantizers": "--model.quantizer", "models": "--model", "data": "--data"}[kind]
+    option = {"quantizers": "--model.quantizer", "models": "--model", "data": "--data", "trainer": "--trainer"}[kind]
     return [*base, option, str(file)]
 
 
@@ -54,7 +54,7 @@ RUNNABLE = [
     for file in FILES
     if file in (EMBEDDED, VQGAN) or (file.parent.name in ("quantizers", "models", "loggers") and file not in LARGE)
 ]
-RUNNABLE.append(EXPERIMENTS / "data" / "photographs.yaml")
+RUNNABLE += [EXPERIMENTS / "data" / "photographs.yaml", EXPERIMENTS / "trainer" / "cpu.yaml"]
 
 
 @pytest.mark.parametrize("file", RUNNABLE, ids=names(RUNNABLE))

@@ -72,6 +72,22 @@ def test_absent_files_are_counted_and_three_named(tmp_path):
         listed(tmp_path, "p.png\na.png\nq.png\nr.png\ns.png", ["a.png"])
 
 
+def test_a_name_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path):
+    names = ["a\x85b.png", "c\u2028d.png", "e\x0bf.png"]
+    assert listed(tmp_path, "\n".join(names), names) == names
+
+
+def test_an_absent_name_is_not_repeated_at_any_length(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r": x{100}…$"):
+        listed(tmp_path, "x" * 5000, ["a.png"])
+
+
+@pytest.mark.parametrize("content", [b"\xe9.png\n", "a.png\n".encode("utf-16")])
+def test_a_list_of_another_encoding_is_refused_by_name(tmp_path, content):
+    with pytest.raises(ValueError, match=r"^list file .*list.txt is not UTF-8 text$"):
+        listed(tmp_path, content, ["a.png"])
+
+
 @pytest.mark.parametrize("content", ["", "\r\n \n"])
 def test_an_empty_list_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match=r"list file .*list.txt is empty"):
