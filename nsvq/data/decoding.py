@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+# Pillow looks at the content, not at the name, and would hand PostScript to Ghostscript.
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+
 
 class DamagedImageError(ValueError):
     """An image file that cannot be decoded; the message names it."""
@@ -13,8 +16,8 @@ class DamagedImageError(ValueError):
 def read_rgb(path: Path) -> Image.Image:
     """Decode an image file as RGB.
 
-    The EXIF orientation is applied, 16-bit grey levels are scaled to 8 bits, and transparent pixels (alpha channel or
-    transparent palette entry) are laid over white.
+    The format is told from the content, whatever the extension. The EXIF orientation is applied, 16-bit grey levels are
+    scaled to 8 bits, and transparent pixels (alpha channel or transparent palette entry) are laid over white.
 
     Args:
         path: The image file.
@@ -23,7 +26,7 @@ def read_rgb(path: Path) -> Image.Image:
         The image in mode RGB.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except MemoryError:
         raise

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -151,15 +149,3 @@ def test_a_size_above_the_tile_is_refused():
         fit_ready(tile=500)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         EmbeddedPhotographs(size=0)
-
-
-def test_batches_are_cheap():
-    data = fit_ready()
-    batches = iter(data.train_dataloader())
-    next(batches)
-    times = []
-    for _ in range(50):
-        start = time.perf_counter()
-        next(batches)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.005

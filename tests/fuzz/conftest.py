@@ -1,7 +1,11 @@
-import os
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, configuration, settings
+
+# Hypothesis writes while tests are collected, by default into the working tree.
+HOME = tempfile.TemporaryDirectory(prefix="hypothesis")
+configuration.set_hypothesis_home_dir(HOME.name)
 
 
 def examples(number):
@@ -15,16 +19,10 @@ def examples(number):
     )
 
 
-@pytest.fixture(autouse=True, scope="session")
-def hypothesis_home(tmp_path_factory):
-    """What Hypothesis keeps between runs lies outside the working tree."""
-    configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
-
-
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-    for name in ("NSVQ_RUN_FOLDER", "LOCAL_RANK"):
-        os.environ.pop(name, None)
+    monkeypatch.delenv("NSVQ_RUN_FOLDER", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     return tmp_path

@@ -1,9 +1,11 @@
 """Whatever an image file holds, the data module ends in the image or in one error that names the file."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from PIL import Image
 
 from nsvq.cli import main
 from nsvq.data import ImageFolder
-from nsvq.data.decoding import DamagedImageError
+from nsvq.data.decoding import DamagedImageError, read_rgb
 
 from .conftest import examples
 
@@ -129,6 +131,21 @@ def test_sizes_that_cannot_be_are_refused_by_the_name_of_the_file(tmp_path, cont
     data.setup("fit")
     with pytest.raises(ValueError, match=rf"fuzzed\.png: .*{part}"):
         next(iter(data.train_dataloader()))
+
+
+def test_no_other_program_is_called_for_what_is_no_image(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'called'}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    postscript = tmp_path / "a.png"
+    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(DamagedImageError, match=r"a\.png: cannot identify image file"):
+        read_rgb(postscript)
+    assert not (tmp_path / "called").exists()
+    with suppress(OSError), Image.open(postscript) as image:
+        image.load()
+    assert (tmp_path / "called").exists()
 
 
 def test_images_whose_names_are_no_text_are_trained_on_and_predicted(tmp_path):
