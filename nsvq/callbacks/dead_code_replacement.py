@@ -152,8 +152,6 @@ class DeadCodeReplacement(Callback):
             noise = torch.randn(codes.shape, generator=generator, dtype=torch.float64).to(codes)
             copies: Tensor = codes[chosen.to(codes.device)] + self.noise * spread * noise
             return copies
-        # A draw that no longer means anything: without it, runs of one process would not repeat those of earlier code.
-        torch.randint(1, (size,), generator=generator)
         rows = GlobalRows(latents.view(len(batch), -1, latents.shape[1]))
         return rows.take(torch.randint(len(rows), (size,), generator=generator))
 

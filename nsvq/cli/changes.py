@@ -16,7 +16,9 @@ FREE_OPTIONS = (
 BATCH_SIZE = "data.batch_size"
 
 
-def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], processes: tuple[int, int]) -> None:
+def refuse_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], processes: tuple[int, int], allow: bool = False
+) -> None:
     """Refuse to go on with other options than those a checkpoint was made with.
 
     Args:
@@ -24,16 +26,22 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], processe
         after: The present one.
         processes: The number of processes then and now: where batches are divided among more of them, `batch_size`
             may shrink.
+        allow: Whether the user allows changes.
 
     Raises:
-        ValueError: If an option differs that changes what the run computes; it names each.
+        ValueError: If an option differs that changes what the run computes; it names each. An optimizer of another
+            class is refused always: it cannot take up the former one's state.
     """
     old, new = dict(_options(before)), dict(_options(after))
     if (old.get(BATCH_SIZE) or 0) * processes[0] == (new.get(BATCH_SIZE) or 0) * processes[1]:
         old[BATCH_SIZE] = new.get(BATCH_SIZE)
     changed = [name for name in (*old, *(name for name in new if name not in old)) if old.get(name) != new.get(name)]
+    if allow:
+        changed = [name for name in changed if name.endswith("optimizer.class_path")]
     if changed:
         listed = ", ".join(f"{name} {_shown(old, name)} → {_shown(new, name)}" for name in changed)
+        if allow:
+            raise ValueError(f"another optimizer cannot take up the former one's state: {listed}; use --init_from")
         raise ValueError(
             f"the checkpoint was made with other options: {listed}; give the former ones, or --allow_changes to go on "
             "with these, or --init_from in place of --ckpt_path to begin a new run with its weights"

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
+from torch import Tensor, nn
 
 from nsvq.callbacks.folder import run_folder
 from nsvq.callbacks.weight_ema import CHECKPOINT_KEY
@@ -53,13 +53,14 @@ class RunCheckpoint(Checkpoint):
         self._resumed: dict[str, Any] = {}
         self._logged_values: list[dict[str, Any]] = []
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals; Lightning has just taken them."""
-        self._stop.listen()
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to signals in place of Lightning, whose handler talks to the other ranks in the middle of a step."""
+        if stage == "fit":
+            trainer._signal_connector.register_signal_handlers = self._stop.listen  # type: ignore[method-assign]
+            self._stop.listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals."""
-        self._stop.listen()
+        """Remember the step that training goes on from."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -196,9 +197,14 @@ def check_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(f"checkpoint {path} cannot be read: it is truncated, damaged or not a checkpoint") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"checkpoint {path} holds no state_dict: it is not a Lightning checkpoint")
-    theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    weights: Any = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if (
+        not isinstance(checkpoint, dict)
+        or not isinstance(weights, dict)
+        or not all(isinstance(value, Tensor) for value in weights.values())
+    ):
+        raise ValueError(f"checkpoint {path} holds no state_dict of tensors: it is not a Lightning checkpoint")
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     differences = [f"{name} is missing" for name in ours if name not in theirs]
     differences += [f"{name} is not in the model" for name in theirs if name not in ours]
@@ -211,6 +217,21 @@ def check_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"checkpoint {path} belongs to another model: {'; '.join(differences[:3])}{more}")
     return checkpoint
+
+
+def require_training_state(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint without the state of a training run.
+
+    Args:
+        path: The checkpoint file.
+        checkpoint: Its content.
+
+    Raises:
+        ValueError: If it holds weights only.
+    """
+    needed = ("pytorch-lightning_version", "global_step", "epoch", "loops", "callbacks", "optimizer_states")
+    if any(name not in checkpoint for name in needed):
+        raise ValueError(f"checkpoint {path} holds weights only: give it to --init_from, which begins a new run")
 
 
 def refuse_averaged_weights(path: Path) -> None:

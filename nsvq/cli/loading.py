@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from nsvq.cli.checkpoints import check_checkpoint
 from nsvq.cli.program import Parser
 from nsvq.cli.trust import check_class_paths, limit_imports, weights_only
-from nsvq.cli.yaml_limits import require_limited
+from nsvq.cli.yaml_limits import limited
 
 
 class Refused(SystemExit):
@@ -63,9 +63,8 @@ def _build(config: Path, allow_modules: Sequence[str]) -> LightningModule:
     parser = LoadingParser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     try:
-        text = config.read_text(encoding="utf-8")
-        require_limited(text)
-        parsed = parser.parse_object({"model": yaml.safe_load(text)["model"]})
+        content = limited(yaml.safe_load)(config.read_text(encoding="utf-8"))
+        parsed = parser.parse_object({"model": content["model"]})
     except Refused as refusal:
         raise ValueError(f"{config}: {refusal}") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:

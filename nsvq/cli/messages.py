@@ -18,6 +18,9 @@ MISUNDERSTOOD = r"unhashable type|object has no attribute|is not iterable|must b
 # What it lists beside the reason why a value fits no member of a union.
 NO_REASON = r"Expected an? |Does not validate|Not a valid|a class path \(str\)|a dict with"
 REFUSALS = (ValueError, TypeError, OSError, FloatingPointError)
+# Where others refuse how they are used, with errors of any of these kinds.
+OTHERS = ("lightning/pytorch/", "lightning/fabric/", "torch/optim/")
+OTHERS_REFUSALS = (*REFUSALS, RuntimeError, ImportError, AttributeError)
 FULL_OR_BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -55,14 +58,14 @@ def plain_message(error: BaseException) -> str | None:
             return f"not enough memory for {match[1]}: lower the batch, the images, the networks or the codebook"
         if isinstance(link, UnicodeDecodeError) and (file := _file_read(link)):
             return f"{file} is not UTF-8 text"
-        if not isinstance(link, REFUSALS):
+        if not isinstance(link, OTHERS_REFUSALS):
             continue
         if re.match(r"Caught \w+ in DataLoader worker process", text):
             steps = re.findall(r'File "([^"]+)", line \d+, in .*\n\s*(.*)', text)
-            if steps and _refuses(*steps[-1]):
+            if steps and _refuses(link, *steps[-1]):
                 return _one_line(text.strip().splitlines()[-1].split(": ", 1)[-1])
         frames = traceback.extract_tb(link.__traceback__)
-        if frames and _refuses(frames[-1].filename, frames[-1].line or ""):
+        if frames and _refuses(link, frames[-1].filename, frames[-1].line or ""):
             return _one_line(text)
         if isinstance(link, OSError) and link.errno in FULL_OR_BROKEN_DISK:
             return _one_line(text)
@@ -122,16 +125,17 @@ def parser_message(
     return _refusal_in_union(message) or re.sub(r'^Parser key "([^"]+)":', r"\1:", line)
 
 
-def _refuses(file: str, line: str) -> bool:
-    """Whether a line refuses the user's input: a raise of ours, or of Lightning's about how it is used."""
+def _refuses(error: BaseException, file: str, line: str) -> bool:
+    """Whether a line refuses the user's input: a raise of ours, or of Lightning's or an optimizer's about their use."""
     path = Path(file)
-    ours = path.is_relative_to(PACKAGE) or "lightning/pytorch/" in path.as_posix()
-    return ours and line.startswith("raise ")
+    ours = path.is_relative_to(PACKAGE) and isinstance(error, REFUSALS)
+    return line.startswith("raise ") and (ours or any(other in path.as_posix() for other in OTHERS))
 
 
 def _refusal_in_union(message: str) -> str | None:
     """Find the reason of our own in jsonargparse's list of why no member of a union took a value."""
-    reasons = re.findall(r"^\s*- (.+)$", message, re.MULTILINE) if "Errors:" in message else []
+    end = r"(?=\n\s*- |\n\s*Given value|\Z)"
+    reasons = re.findall(rf"^\s*- (.+?){end}", message, re.MULTILINE | re.DOTALL) if "Errors:" in message else []
     reasons = [reason for reason in reasons if not re.match(NO_REASON, reason)]
     return _one_line(reasons[0]) if reasons else None
 

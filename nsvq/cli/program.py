@@ -39,7 +39,13 @@ from nsvq.callbacks import (
 )
 from nsvq.cli.changes import refuse_changes
 from nsvq.cli.checkpoint_io import AtomicCheckpointIO
-from nsvq.cli.checkpoints import RunCheckpoint, check_checkpoint, load_weights, refuse_averaged_weights
+from nsvq.cli.checkpoints import (
+    RunCheckpoint,
+    check_checkpoint,
+    load_weights,
+    refuse_averaged_weights,
+    require_training_state,
+)
 from nsvq.cli.interruption import Interrupted
 from nsvq.cli.messages import parser_message
 from nsvq.cli.ranks import ending_together, launch_plugins, require_all_ranks
@@ -73,8 +79,13 @@ for noise in (
     "The dirpath has changed from",
 ):
     warnings.filterwarnings("ignore", noise)
-# Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file.
-set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+# Interpolations keep their meaning below a subcommand: ${trainer.max_steps} works in every config file. Lightning lets
+# configurations be read from the network, also where an option names a URL by mistake.
+set_parsing_settings(
+    omegaconf_absolute_to_relative_paths=True,
+    config_read_mode_urls_enabled=False,
+    config_read_mode_fsspec_enabled=False,
+)
 # jsonargparse makes this loader when it first needs it.
 ArgumentParser(parser_mode="omegaconf+").parse_string("{}")
 set_loader("omegaconf+", limited(get_loader("omegaconf+")), (yaml.YAMLError,))
@@ -276,12 +287,13 @@ class CLI(LightningCLI):
             if config.ckpt_path is not None:
                 checkpoint = check_checkpoint(Path(config.ckpt_path), self.model)
                 if self.subcommand == "fit":
+                    require_training_state(Path(config.ckpt_path), checkpoint)
                     if config.weight_ema is None:
                         refuse_averaged_weights(Path(config.ckpt_path))
                     record = checkpoint.get("callbacks", {}).get(RunRecord.__qualname__, {})
-                    if "config" in record and not config.allow_changes:
+                    if "config" in record:
                         processes = (record["processes"], self.trainer.world_size)
-                        refuse_changes(record["config"], self._plain_config(), processes)
+                        refuse_changes(record["config"], self._plain_config(), processes, config.allow_changes)
             # A later resumption is to be asked for its own changes.
             config.allow_changes = False
 

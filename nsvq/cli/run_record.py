@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from nsvq.callbacks import truncate
 from nsvq.callbacks.folder import replacing
@@ -51,8 +52,11 @@ class RunRecord(Callback):
         record["data_splits_sha256"] = getattr(getattr(trainer, "datamodule", None), "split_sha256", {})
         path = self.folder / "environment.json"
         if path.is_file():
-            earlier = json.loads(path.read_text())
-            record["earlier_commands"] = [*earlier.get("earlier_commands", []), earlier["command"]]
+            try:
+                earlier = json.loads(path.read_text())
+                record["earlier_commands"] = [*earlier.get("earlier_commands", []), earlier["command"]]
+            except (ValueError, KeyError, TypeError):
+                rank_zero_warn(f"{path} is damaged: the commands that began this run are lost")
         with replacing(path) as part:
             part.write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:

@@ -16,10 +16,35 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.accelerators.accelerator import Accelerator
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.plugins.precision import Precision
+from lightning.fabric.strategies.strategy import Strategy
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from nsvq.cli.messages import OneLineParser
 
 PACKAGES = ("nsvq", "torch", "torchvision", "torchmetrics", "lightning")
+# What a run is made of. Any class with a `__call__` fits an option that takes a function, and some run programs.
+PARTS = (
+    nn.Module,
+    LightningDataModule,
+    Callback,
+    Logger,
+    Profiler,
+    Strategy,
+    Accelerator,
+    CheckpointIO,
+    ClusterEnvironment,
+    Precision,
+    Optimizer,
+    LRScheduler,
+)
 OPTION = "--allow_module"
 ALLOWED = (
     f"a configuration can name classes of {', '.join(PACKAGES[:-1])} and {PACKAGES[-1]}; "
@@ -60,7 +85,7 @@ def limit_imports(modules: Sequence[str] = ()) -> None:
     if modules and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     for module in modules:
-        if not all(part.isidentifier() for part in module.split(".")) or find_spec(module.split(".")[0]) is None:
+        if not all(part.isidentifier() for part in module.split(".")) or not _exists(module.split(".")[0]):
             raise ValueError(f"{OPTION} {module}: no such module, neither installed nor in {Path.cwd()}")
         if module.split(".")[0] == "jsonargparse":
             raise ValueError(f"{OPTION} {module}: it decides what can be imported, so a configuration cannot name it")
@@ -76,22 +101,24 @@ def limit_imports(modules: Sequence[str] = ()) -> None:
 
 
 def check_class_paths(config: Any, modules: Sequence[str] = ()) -> None:
-    """Refuse a parsed configuration that would call anything but a class.
+    """Refuse a parsed configuration that would call anything but the classes that a run is made of.
 
-    A function of an allowed package may do what no configuration should, such as `torch.hub.load`; those of the given
-    modules are trusted.
+    A function of an allowed package may do what no configuration should, such as `torch.hub.load`, and so may a class
+    that launches processes; those of the given modules are trusted.
 
     Args:
         config: A parsed configuration or a part of one.
         modules: The modules that were given to `limit_imports`.
 
     Raises:
-        ValueError: If a class path leads to something else than a class of `PACKAGES` or anything of the modules.
+        ValueError: If it names something else than a class of nsvq, one of `PARTS` in `PACKAGES`, or anything of the
+            modules.
     """
-    for path in _class_paths(config):
-        target = pydoc.locate(path)
+    for path, target in _targets(config):
         home = str(getattr(target, "__module__", None))
-        if not (_lies_in(home, modules) or (inspect.isclass(target) and _lies_in(home, PACKAGES))):
+        is_class = inspect.isclass(target)
+        is_part = is_class and issubclass(target, PARTS) and _lies_in(home, PACKAGES)
+        if not (is_part or _lies_in(home, modules) or (is_class and _lies_in(home, ["nsvq"]))):
             raise ValueError(f"{path} is refused: {ALLOWED}")
 
 
@@ -145,17 +172,27 @@ def refuse_remote(checkpoint: str) -> None:
         raise ValueError(f"checkpoint {checkpoint} is not a local file: download it and give its path")
 
 
-def _class_paths(config: Any) -> Iterator[str]:
+def _targets(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a configuration would call: what its class paths lead to, and functions that it names by a string."""
     if isinstance(config, Namespace):
         config = vars(config)
     if isinstance(config, dict):
         if isinstance(config.get("class_path"), str):
-            yield config["class_path"]
+            yield config["class_path"], pydoc.locate(config["class_path"])
         for value in config.values():
-            yield from _class_paths(value)
+            yield from _targets(value)
     elif isinstance(config, list | tuple):
         for value in config:
-            yield from _class_paths(value)
+            yield from _targets(value)
+    elif callable(config) and not isinstance(config, os.PathLike):
+        yield f"{getattr(config, '__module__', '')}.{getattr(config, '__qualname__', config)}", config
+
+
+def _exists(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:
+        return False
 
 
 def _lies_in(module: str, packages: Sequence[str]) -> bool:

@@ -18,7 +18,11 @@ def limited(load: Callable[[str], Any]) -> Callable[[str], Any]:
 
     def load_limited(text: str) -> Any:
         require_limited(text)
-        return load(text)
+        try:
+            return load(text)
+        # Values that do not fit their explicit tags, such as `!!int x`.
+        except (ValueError, AttributeError, LookupError, TypeError) as error:
+            raise yaml.YAMLError("a value does not fit its tag, as in !!int abc") from error
 
     return load_limited
 

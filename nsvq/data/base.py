@@ -1,6 +1,7 @@
 """What every data module shares: loaders, their checks, and the fingerprint of each split."""
 
 import hashlib
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,6 +158,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         self._position = (state_dict["epoch"], state_dict["images"])
 
+    def teardown(self, stage: str) -> None:
+        """Forget where a checkpoint let training begin."""
+        if stage == "fit":
+            self._position = (0, 0)
+
     def val_dataloader(self) -> DataLoader[Tensor]:
         """This process's share of the validation images, in order.
 
@@ -195,6 +201,7 @@ class ImageDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -206,6 +213,12 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"the training split holds {images} images{share}, less than one full batch of {self.batch_size}; "
                 "lower batch_size or give more images"
             )
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Let a loader worker live on when a whole process group is asked to stop: the run needs it for its batch."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def names_sha256(names: Sequence[str]) -> str:

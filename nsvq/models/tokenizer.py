@@ -213,8 +213,27 @@ def build_optimizer(build: OptimizerCallable, parameters: Iterable[Any]) -> Opti
     """
     try:
         return build(parameters)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the optimizer refuses its options: {error}") from error
+
+
+def build_scheduler(build: LRSchedulerCallable, optimizer: Optimizer) -> Any:
+    """Build a learning-rate scheduler.
+
+    Args:
+        build: Makes a scheduler from an optimizer.
+        optimizer: The optimizer.
+
+    Returns:
+        The scheduler.
+
+    Raises:
+        ValueError: If the scheduler refuses its options.
+    """
+    try:
+        return build(optimizer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the learning-rate scheduler refuses its options: {error}") from error
 
 
 def _channels(network: nn.Module, attribute: str) -> int:

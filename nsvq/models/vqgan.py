@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from nsvq.losses import AdversarialLoss, PerceptualLoss, adaptive_weight
 from nsvq.models.batch_count import one_count_per_batch
 from nsvq.models.published import load_published_autoencoder
-from nsvq.models.tokenizer import Tokenizer, build_optimizer
+from nsvq.models.tokenizer import Tokenizer, build_optimizer, build_scheduler
 from nsvq.networks import LDMDecoder, LDMEncoder, PatchDiscriminator
 from nsvq.pretrained import lpips_network, obtain
 from nsvq.quantizers import Quantizer
@@ -203,7 +203,7 @@ class VQGAN(Tokenizer):
         optimizers = [self.tokenizer_optimizer(), discriminator]
         if self.lr_scheduler is None:
             return optimizers
-        schedulers = [self.lr_scheduler(optimizer) for optimizer in optimizers]
+        schedulers = [build_scheduler(self.lr_scheduler, optimizer) for optimizer in optimizers]
         if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers):
             raise ValueError("VQGAN steps its schedulers by time: ReduceLROnPlateau waits for a measured value")
         return optimizers, schedulers

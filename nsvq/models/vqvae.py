@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from nsvq.models.tokenizer import Tokenizer
+from nsvq.models.tokenizer import Tokenizer, build_scheduler
 from nsvq.networks import ConvDecoder, ConvEncoder
 from nsvq.quantizers import Quantizer
 
@@ -75,5 +75,5 @@ class VQVAE(Tokenizer):
         optimizer = self.tokenizer_optimizer()
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": self.lr_scheduler_interval}
+        scheduler = {"scheduler": build_scheduler(self.lr_scheduler, optimizer), "interval": self.lr_scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

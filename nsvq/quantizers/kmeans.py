@@ -46,7 +46,8 @@ def lloyd(rows: GlobalRows, centers: Tensor, iterations: int, spherical: bool = 
 
     An empty cluster is given the row that lies farthest from its center, several the several farthest, as in
     scikit-learn, whose results from the same start these are; where fewer rows lie off the centers, the rest of the
-    empty clusters keep their places. It stops early when no row of any process has changed its center.
+    empty clusters keep their places. It stops early when no row of any process has changed its center. Which sums the
+    processes exchange depends on sums that they have exchanged, so all of them take part in each.
 
     Search and sums take working memory for a block of rows and for K·d sums in float64, on top of the rows.
 

@@ -30,9 +30,15 @@ OPTIONS = [
     ("--codebook_health.train_window 0", ["train_window must be at least 1, got 0"]),
     ("--model.quantizer Quantizer", ["Quantizer is the base", "choose a subclass"]),
     ("--model.quantizer torch.nn.Linear", ["quantizer: Import path torch.nn.Linear", "not", "subclass of Quantizer"]),
+    ("--model.encoder http://127.0.0.1:9/x.yaml", ["encoder", "http://127.0.0.1:9/x.yaml"]),
     ("--model.quantizer nopkg.Foo", ["quantizer: nopkg.Foo is not imported", "--allow_module"]),
     ("--model.optimizer Adm", ["unknown optimizer 'Adm'", "did you mean Adam?"]),
     ("--trainer.precision bf17", ["trainer.precision: expected one of", "bf16-mixed", "got bf17"]),
+    ("--trainer.devices a", ["`devices`", "should be an int > 0"]),
+    ("--trainer.devices [0,0]", ["`devices`", "should be an int > 0"]),
+    ("--trainer.logger CometLogger", ["Requirement 'comet-ml"]),
+    ("--model.optimizer.fused=true --model.optimizer.foreach=true", ["the optimizer refuses its options: `fused`"]),
+    ("--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr=1", ["scheduler refuses its options: You must"]),
     ("--runs_dir /proc/none", ["cannot create a run folder below /proc/none"]),
     ("--ckpt_path last", ["give its --version"]),
     ("--ckpt_path none.ckpt", ["checkpoint none.ckpt does not exist"]),
@@ -51,6 +57,19 @@ def test_an_option_that_cannot_be_is_refused(refusal, experiments, words, parts)
 def test_options_that_the_optimizer_refuses_are_named(refusal, experiments):
     line = refusal("fit", "--config", str(experiments / "quickstart.yaml"), "--model.optimizer.lr=-1")
     assert "the optimizer refuses its options: Invalid learning rate: -1" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--model.optimizer=torch.optim.SparseAdam"], "SparseAdam does not support dense gradients"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/no"], "metric `val/no` which is not"),
+    ],
+)
+def test_what_shows_only_in_training_is_named(refusal, experiments, words, part):
+    short = ["--data.batch_size=2", "--data.samples_per_epoch=4", "--trainer.limit_val_batches=1"]
+    line = refusal("fit", "--config", str(experiments / "quickstart.yaml"), *short, "--image_quality=null", *words)
+    assert part in line
 
 
 def test_a_misspelt_key_in_a_file_is_refused(refusal, experiments, tmp_path):

@@ -1,5 +1,8 @@
 """Going on with other options, and beginning with a run's weights."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -39,6 +42,33 @@ def test_every_changed_option_is_named_and_stops_the_run_unless_it_is_allowed(fi
     # What was allowed once is what the run is from now on.
     assert main(again(experiments, *changed, "--trainer.max_steps=7")) == 0
     assert "commitment_weight 0.5 → 0.25" in refusal(*again(experiments, "--trainer.max_steps=8"))
+
+
+def test_another_optimizer_is_refused_even_if_changes_are_allowed(first, refusal, experiments):
+    line = refusal(*again(experiments, "--model.optimizer=SGD", "--allow_changes"))
+    assert "model.optimizer.class_path torch.optim.Adam → torch.optim.SGD; use --init_from" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"state_dict": {"a": 1}}, "holds no state_dict of tensors"),
+        ({"state_dict": [1]}, "holds no state_dict of tensors"),
+        ([1], "holds no state_dict of tensors"),
+        (None, "holds weights only: give it to --init_from"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_a_run_is_refused(first, refusal, experiments, content, part):
+    torch.save({"state_dict": first["state_dict"]} if content is None else content, "other.ckpt")
+    assert part in refusal(*again(experiments, "--ckpt_path", "other.ckpt"))
+
+
+def test_a_damaged_record_does_not_keep_a_run_from_going_on(first, experiments):
+    record = Path("runs/quickstart/first/environment.json")
+    record.write_text("{")
+    with pytest.warns(UserWarning, match=r"environment\.json is damaged: the commands that began this run are lost"):
+        main(again(experiments, "--trainer.max_steps=5"))
+    assert json.loads(record.read_text())["train_steps"] == 5
 
 
 def test_steps_logging_workers_and_checkpoints_are_free(first, experiments):

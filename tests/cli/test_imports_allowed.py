@@ -36,6 +36,17 @@ FUNCTION_CALL = (
     "{class_path: torch.utils.collect_env.run, init_args: {command: touch called}}}}"
 )
 
+LAMBDA = "lightning.pytorch.callbacks.LambdaCallback"
+FUNCTION_NAME = (
+    f"--trainer.callbacks={{class_path: {LAMBDA}, init_args: {{on_fit_start: torch.utils.collect_env.run}}}}"
+)
+SCHEDULER = "{class_path: torch.optim.lr_scheduler.LambdaLR, init_args: {lr_lambda: torch.utils.collect_env.run}}"
+LAUNCH_CONFIG = "{min_nodes: 1, max_nodes: 1, nproc_per_node: 1, rdzv_backend: c10d, rdzv_endpoint: 'localhost:0'}"
+LAUNCHER = (
+    f"--trainer.callbacks={{class_path: {LAMBDA}, init_args: {{on_fit_start: {{class_path: "
+    f"torch.distributed.launcher.api.elastic_launch, init_args: {{config: {LAUNCH_CONFIG}, entrypoint: touch}}}}}}}}"
+)
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
@@ -62,6 +73,9 @@ def package(tmp_path, monkeypatch):
         (["--model.encoder", "{class_path: torchvision.models.resnet18}"], ["torchvision.models.resnet18 is refused"]),
         (["--model={class_path: nsvq.cli.loading.load_run, init_args: {folder: x}}"], ["load_run is refused"]),
         ([FUNCTION_CALL], ["torch.utils.collect_env.run is refused"]),
+        ([FUNCTION_NAME], ["torch.utils.collect_env.run is refused"]),
+        (["--model.lr_scheduler", SCHEDULER], ["torch.utils.collect_env.run is refused"]),
+        ([LAUNCHER], ["torch.distributed.launcher.elastic_launch is refused"]),
         (["--allow_module=shown_pkg", "--model.quantizer=shown_pkg.parts.Path"], ["which is pathlib.Path, is not"]),
     ],
 )
@@ -145,7 +159,13 @@ def test_a_configuration_file_allows_nothing(refusal, experiments):
 
 @pytest.mark.parametrize(
     ("module", "part"),
-    [("nopkg", "no such module"), ("a/b", "no such module"), ("", "no such module"), ("jsonargparse", "it decides")],
+    [
+        ("nopkg", "no such module"),
+        ("__main__", "no such module"),
+        ("a/b", "no such module"),
+        ("", "no such module"),
+        ("jsonargparse", "it decides"),
+    ],
 )
 def test_a_module_that_cannot_be_allowed_is_refused(refusal, module, part):
     assert part in refusal("fit", "--allow_module", module)

@@ -1,11 +1,15 @@
 """SIGTERM and SIGUSR1: a checkpoint at the end of the batch, exit code 75, and nothing lost."""
 
+import importlib
 import os
 import signal
+import sys
 import time
+import types
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from . import forked
 from .test_resume import assert_equal, content, words
@@ -49,6 +53,27 @@ def check(folder, ranks, number, to_rank):
 
 def test_a_signal_ends_a_run_behind_its_batch_and_nothing_is_lost(tmp_path):
     check(tmp_path, 1, signal.SIGTERM, 0)
+
+
+class StoppedEarly(Callback):
+    """Signals this process before training begins."""
+
+    def on_fit_start(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_before_the_first_batch_is_not_lost(quickstart):
+    words = ["--allow_module=nsvq_test_stop", "--version=v", "--trainer.max_steps=100000"]
+    module = types.ModuleType("nsvq_test_stop")
+    module.__spec__ = importlib.machinery.ModuleSpec("nsvq_test_stop", None)
+    module.StoppedEarly = StoppedEarly
+    StoppedEarly.__module__ = "nsvq_test_stop"
+    sys.modules["nsvq_test_stop"] = module
+    with pytest.raises(SystemExit) as stop:
+        quickstart(*words, "--trainer.callbacks+=nsvq_test_stop.StoppedEarly")
+    assert stop.value.code == 75
+    last = torch.load("runs/quickstart/v/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 0
 
 
 @pytest.mark.slow

@@ -150,11 +150,11 @@ def launch(tmp_path):
 )
 def test_nothing_is_left_of_a_run_that_lost_a_rank(launch, launcher, victim, stop):
     # Long enough for a second rank to start.
-    run, last = train(lambda words: launch(launcher, words), "--trainer.strategy.timeout=0:00:20")
+    run, last = train(lambda words: launch(launcher, words), "--trainer.strategy.timeout=0:00:45")
     assert set(run.ranks()) == {0, 1}
     os.kill(run.ranks()[victim], stop)
     # The timeout, then 30 seconds for a launcher or launched rank that does not react.
-    code = run.process.wait(timeout=20 + 30 + 30)
+    code = run.process.wait(timeout=45 + 30 + 30)
     assert code == (1 if launcher == "torchrun" else -signal.SIGKILL if victim == 0 else 2)
     deadline = time.monotonic() + 60
     while run.ranks() and time.monotonic() < deadline:

@@ -104,7 +104,8 @@ def test_a_checkpoint_with_code_is_refused(refusal, attack, called, words, confi
 
 def test_a_checkpoint_that_gets_code_after_it_was_checked_is_refused(quickstart, attack, called, monkeypatch):
     monkeypatch.setattr("nsvq.cli.program.check_checkpoint", lambda path, model: {})
-    monkeypatch.setattr("nsvq.cli.program.refuse_averaged_weights", lambda path: None)
+    for check in ("refuse_averaged_weights", "require_training_state"):
+        monkeypatch.setattr(f"nsvq.cli.program.{check}", lambda *_: None)
     with pytest.raises(Exception, match="Weights only load failed"):
         quickstart("--ckpt_path", str(attack), "--trainer.max_steps=1")
 
@@ -133,7 +134,8 @@ def test_image_quality_refuses_weights_with_code(refusal, pretends_to_be, called
 def test_a_class_of_an_allowed_package_unpickles_nothing_either(refusal, attack, called):
     options = f"init_args: {{feature_extractor_weights_path: {attack}}}"
     metric = f"--model.encoder={{class_path: torchmetrics.image.FrechetInceptionDistance, {options}}}"
-    refusal("fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), metric, "--trainer.fast_dev_run=1")
+    line = refusal("fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), metric, "--trainer.fast_dev_run=1")
+    assert "Weights only load failed" in line
 
 
 def test_networks_are_built_from_weights_alone_in_python_too(attack, called):

@@ -1,4 +1,6 @@
 import hashlib
+import os
+import signal
 
 import pytest
 import torch
@@ -205,3 +207,23 @@ def test_bad_arguments_are_named():
 def test_data_before_setup_is_refused():
     with pytest.raises(RuntimeError, match=r"call Numbered.setup\(\)"):
         Numbered().val_dataloader()
+
+
+def test_a_loader_worker_outlives_a_signal_to_all_processes_of_the_run():
+    data = Numbered(64, batch_size=2, num_workers=1)
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    next(batches)
+    (worker,) = batches._workers
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 31
+
+
+def test_a_second_fit_does_not_begin_where_a_checkpoint_let_the_first_begin():
+    data = Numbered(64, batch_size=2)
+    data.setup("fit")
+    data.load_state_dict({"epoch": 0, "images": 8})
+    assert len(list(data.train_dataloader())) == 28
+    data.teardown("fit")
+    assert len(list(data.train_dataloader())) == 32

@@ -181,6 +181,7 @@ TEXTS = {
         "config.yaml: Problems parsing config: more than 10000 values",
     ),
     "a call": ("model: !!python/object/apply:os.mkdir [called]", "tag"),
+    "a tag that does not fit": ("experiment: !!timestamp x", "config.yaml: Problems parsing config: a value does not"),
     "Latin-1": (b"experiment: \xe9", "config.yaml is not UTF-8 text"),
     "no group": ("checkpoint: null", "checkpoint must hold options by their names, got None"),
     "null for a number": ("trainer: {max_steps: null}", "trainer.max_steps: expected int, got null"),
@@ -194,6 +195,9 @@ TEXTS = {
 MORE_TEXTS = {
     "an alias of itself": ("model: &a {class_path: VQVAE, init_args: *a}", "stands inside"),
     "a deep nest": ("trainer: " + "[" * 3000 + "]" * 3000, "nested more than 50 deep"),
+    "another tag that does not fit": ("experiment: !!int ''", "a value does not fit its tag"),
+    "a third one": ("trainer: {max_steps: !!int abc}", "a value does not fit its tag"),
+    "an endless number": (f"seed_everything: {'9' * 5000}", "a value does not fit its tag"),
     "a name": ("model: !!python/name:os.system", "tag"),
     "UTF-16": ("experiment: a".encode("utf-16"), "config.yaml is not UTF-8 text"),
     "a null character": ("experiment: \0", "control characters"),
