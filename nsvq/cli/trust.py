@@ -19,10 +19,11 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.accelerators.accelerator import Accelerator
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.plugins.precision import Precision
-from lightning.fabric.strategies.strategy import Strategy
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -41,6 +42,7 @@ PARTS = (
     Accelerator,
     CheckpointIO,
     ClusterEnvironment,
+    LayerSync,
     Precision,
     Optimizer,
     LRScheduler,
@@ -189,10 +191,8 @@ def _targets(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _exists(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:
-        return False
+    # The program itself may have no spec, for which `find_spec` raises.
+    return package != "__main__" and find_spec(package) is not None
 
 
 def _lies_in(module: str, packages: Sequence[str]) -> bool:

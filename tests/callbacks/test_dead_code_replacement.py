@@ -200,15 +200,6 @@ def test_several_ranks_set_the_codes_that_one_process_sets(ranks, source, images
     assert len(expected.unique(dim=0)) > 10
 
 
-def test_one_process_repeats_the_choices_of_earlier_runs():
-    codes, batch = torch.cat([torch.zeros(1, 2), torch.full((30, 2), 1e3)]), torch.randn(5, 2, 3)
-    replaced = replace_on_this_rank("latent", codes, batch)
-    generator = torch.Generator().manual_seed(2)
-    torch.randint(1, (31,), generator=generator)
-    places = torch.randint(15, (31,), generator=generator)
-    assert replaced[1:].equal(batch.movedim(1, -1).reshape(15, 2)[places][1:])
-
-
 def count_on_this_rank(choices, state, steps):
     """Go on from a state with a step of each rank's choices; return the next state and the codes."""
     quantizer = placed(VanillaVQ(3, K))

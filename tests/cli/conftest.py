@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import wandb
 
 from nsvq.cli import main
 
@@ -25,7 +26,10 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.delenv("NSVQ_WEIGHTS_DIR", raising=False)
     monkeypatch.delenv("NSVQ_RUN_FOLDER", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    return tmp_path
+    yield tmp_path
+    # A run that was refused leaves its W&B run open, which the next test's would join.
+    if wandb.run is not None:
+        wandb.finish()
 
 
 @pytest.fixture

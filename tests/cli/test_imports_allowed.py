@@ -140,6 +140,33 @@ def test_a_function_of_an_allowed_module_is_called_and_one_that_it_only_shows_is
         check_class_paths({"class_path": "torch.os.system"}, ["torch"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.nn.GELU",
+        "torch.optim.AdamW",
+        "torch.optim.lr_scheduler.CosineAnnealingLR",
+        "torch.optim.lr_scheduler.ReduceLROnPlateau",
+        "torchvision.models.ResNet",
+        "torchmetrics.image.PeakSignalNoiseRatio",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.demos.boring_classes.BoringDataModule",
+        "lightning.pytorch.loggers.WandbLogger",
+        "lightning.pytorch.profilers.SimpleProfiler",
+        "lightning.pytorch.strategies.DDPStrategy",
+        "lightning.pytorch.strategies.FSDPStrategy",
+        "lightning.pytorch.accelerators.CUDAAccelerator",
+        "lightning.pytorch.plugins.MixedPrecision",
+        "lightning.pytorch.plugins.TorchSyncBatchNorm",
+        "lightning.fabric.plugins.TorchCheckpointIO",
+        "lightning.fabric.plugins.environments.SLURMEnvironment",
+        "nsvq.quantizers.BandwidthSchedule",
+    ],
+)
+def test_what_a_run_is_made_of_can_be_named(name):
+    check_class_paths({"class_path": name})
+
+
 def test_what_one_call_allows_the_next_does_not(package):
     package("my_pkg")
     limit_imports(["my_pkg.parts"])

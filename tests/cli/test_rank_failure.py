@@ -62,11 +62,11 @@ def test_a_killed_rank_ends_the_other(tmp_path, victim):
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_other_within_the_timeout(tmp_path):
     victim = 1
-    timeout = "--trainer.strategy.timeout=0:00:15"
+    timeout = "--trainer.strategy.timeout=0:00:30"
     processes, last = train(lambda words: forked.start(words, tmp_path, ranks=2), timeout)
     os.kill(processes[victim].pid, signal.SIGSTOP)
     try:
-        processes[1 - victim].join(60)
+        processes[1 - victim].join(90)
         assert processes[1 - victim].exitcode == 2
         survivors_line((tmp_path / f"output{1 - victim}.txt").read_text(), 1 - victim, HANGS)
     finally:
