@@ -27,9 +27,9 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.delenv("NSVQ_RUN_FOLDER", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     yield tmp_path
-    # A run that was refused leaves its W&B run open, which the next test's would join.
+    # The next test's run would join this one's, with its settings.
     if wandb.run is not None:
-        wandb.finish()
+        wandb.teardown()
 
 
 @pytest.fixture
