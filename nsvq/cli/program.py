@@ -109,6 +109,16 @@ def _names(module: ModuleType, base: type) -> list[str]:
     return [member.__name__ for member in members if issubclass(member, base) and member is not base]
 
 
+def _with_own_randomness(quantizer: type, *args: Any, **options: Any) -> Any:
+    """Build a quantizer so that one seed gives the networks, which are built later, the same weights with each of them.
+
+    Its own numbers come from the next seed: with the run's they would be those of the first network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() + 1)
+        return quantizer(*args, **options)
+
+
 CHOICES = {
     "quantizer": _names(nsvq.quantizers, nsvq.quantizers.Quantizer),
     "model": _names(nsvq.models, LightningModule),
@@ -224,6 +234,7 @@ class CLI(LightningCLI):
             help="Go on from --ckpt_path also where options differ from those that it was made with.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_instantiator(_with_own_randomness, nsvq.quantizers.Quantizer)
         for name, watcher in WATCHERS.items():
             parser.add_argument(
                 f"--{name}",

@@ -29,6 +29,7 @@ def workplace(tmp_path, monkeypatch):
     yield tmp_path
     # The next test's run would join this one's, with its settings.
     if wandb.run is not None:
+        wandb.finish()
         wandb.teardown()
 
 

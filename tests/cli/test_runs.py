@@ -254,3 +254,17 @@ def test_lightning_sdk_keeps_the_commands_it_would_have_answered(monkeypatch, tm
     with pytest.raises(SystemExit) as stop:
         main()
     assert (stop.value.code == 7) == belongs
+
+
+@pytest.mark.parametrize("model", ["quickstart.yaml", "vqgan_tiny.yaml"])
+def test_one_seed_gives_all_methods_the_same_networks(quickstart, experiments, tmp_path, model):
+    states = {}
+    for name in ("VanillaVQ", "TransVQ", "SimVQ"):
+        words = ["--trainer.max_steps=1", "--model.quantizer", name, "--model.optimizer.lr=0", f"--version={name}"]
+        quickstart(*words, "--experiment=e", "--image_quality=null", config=experiments / model)
+        last = tmp_path / "runs" / "e" / name / "checkpoints" / "last.ckpt"
+        states[name] = torch.load(last, weights_only=True)["state_dict"]
+    for name in ("TransVQ", "SimVQ"):
+        for key, value in states["VanillaVQ"].items():
+            if key.startswith(("encoder.", "decoder.", "to_latents.", "from_latents.", "discriminator.")):
+                assert value.equal(states[name][key]), key
