@@ -5,6 +5,7 @@ from nsvq.callbacks.codebook_initialization import CodebookInitialization
 from nsvq.callbacks.curves import CurvesOnDisk, truncate
 from nsvq.callbacks.dead_code_replacement import DeadCodeReplacement
 from nsvq.callbacks.encoder_drift import EncoderDrift
+from nsvq.callbacks.encoder_freeze import EncoderFreeze
 from nsvq.callbacks.image_quality import ImageQuality
 from nsvq.callbacks.reconstructions import PredictionWriter, ReconstructionGrid
 from nsvq.callbacks.weight_ema import WeightEMA
@@ -15,6 +16,7 @@ __all__ = [
     "CurvesOnDisk",
     "DeadCodeReplacement",
     "EncoderDrift",
+    "EncoderFreeze",
     "ImageQuality",
     "PredictionWriter",
     "ReconstructionGrid",

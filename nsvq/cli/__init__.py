@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from nsvq.cli.messages import plain_message
 
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "weights")
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+OWN_COMMANDS = ("compare", "report", "sweep", "toy", "weights")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -29,14 +31,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
         return int(main_cli() or 0)
     try:
-        if words[:1] == ["compare"]:
-            from nsvq.cli.compare import compare
-
-            compare(words[1:])
-        elif words[:1] == ["weights"]:
-            from nsvq.cli.weights import weights
-
-            weights(words[1:])
+        if words and words[0] in OWN_COMMANDS:
+            # Each has a module and a function of its name; torch takes seconds, and not all need it.
+            getattr(import_module(f"nsvq.cli.{words[0]}"), words[0])(words[1:])
         else:
             from nsvq.cli.program import CLI
             from nsvq.cli.trust import weights_only
@@ -55,5 +52,5 @@ def main(args: Sequence[str] | None = None) -> int:
 def _belongs_to_lightning_sdk(words: list[str]) -> bool:
     """Whether this is a call of the `lightning` script that lightning-sdk, if installed, would have answered."""
     called = Path(sys.argv[0]).stem == "lightning"
-    ours = not words or words[0].startswith("-") or words[0] in COMMANDS
+    ours = not words or words[0].startswith("-") or words[0] in (*TRAINER_COMMANDS, *OWN_COMMANDS)
     return called and not ours and find_spec("lightning_sdk") is not None

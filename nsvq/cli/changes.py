@@ -24,28 +24,44 @@ def refuse_changes(
     Args:
         before: The configuration that the checkpoint was made with.
         after: The present one.
-        processes: The number of processes then and now: where batches are divided among more of them, `batch_size`
-            may shrink.
+        processes: See `changed_options`.
         allow: Whether the user allows changes.
 
     Raises:
         ValueError: If an option differs that changes what the run computes; it names each. An optimizer of another
             class is refused always: it cannot take up the former one's state.
     """
+    changed = changed_options(before, after, processes)
+    if allow:
+        optimizers = [option for option in changed if option.split()[0].endswith("optimizer.class_path")]
+        if optimizers:
+            listed = ", ".join(optimizers)
+            raise ValueError(f"another optimizer cannot take up the former one's state: {listed}; use --init_from")
+    elif changed:
+        raise ValueError(
+            f"the checkpoint was made with other options: {', '.join(changed)}; give the former ones, or "
+            "--allow_changes to go on with these, or --init_from in place of --ckpt_path to begin a new run with its "
+            "weights"
+        )
+
+
+def changed_options(before: Mapping[str, Any], after: Mapping[str, Any], processes: tuple[int, int]) -> list[str]:
+    """List the options that differ between two configurations and change what a run computes.
+
+    Args:
+        before: The former configuration.
+        after: The present one.
+        processes: The number of processes then and now: where batches are divided among more of them, `batch_size`
+            may shrink.
+
+    Returns:
+        `name former → present` for each.
+    """
     old, new = dict(_options(before)), dict(_options(after))
     if (old.get(BATCH_SIZE) or 0) * processes[0] == (new.get(BATCH_SIZE) or 0) * processes[1]:
         old[BATCH_SIZE] = new.get(BATCH_SIZE)
-    changed = [name for name in (*old, *(name for name in new if name not in old)) if old.get(name) != new.get(name)]
-    if allow:
-        changed = [name for name in changed if name.endswith("optimizer.class_path")]
-    if changed:
-        listed = ", ".join(f"{name} {_shown(old, name)} → {_shown(new, name)}" for name in changed)
-        if allow:
-            raise ValueError(f"another optimizer cannot take up the former one's state: {listed}; use --init_from")
-        raise ValueError(
-            f"the checkpoint was made with other options: {listed}; give the former ones, or --allow_changes to go on "
-            "with these, or --init_from in place of --ckpt_path to begin a new run with its weights"
-        )
+    names = [*old, *(name for name in new if name not in old)]
+    return [f"{name} {_shown(old, name)} → {_shown(new, name)}" for name in names if old.get(name) != new.get(name)]
 
 
 def _options(config: Any, path: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,7 @@ from nsvq.callbacks import (
     CurvesOnDisk,
     DeadCodeReplacement,
     EncoderDrift,
+    EncoderFreeze,
     ImageQuality,
     PredictionWriter,
     ReconstructionGrid,
@@ -134,6 +135,7 @@ CHOICES = {
         *(watcher.__name__ for watcher in WATCHERS.values()),
         CodebookInitialization.__name__,
         DeadCodeReplacement.__name__,
+        EncoderFreeze.__name__,
     ],
 }
 
@@ -249,8 +251,12 @@ class CLI(LightningCLI):
             help="An average of the weights, which validation and checkpoints use; null (the default) goes without.",
         )
 
-    def before_instantiate_classes(self) -> None:
-        """Find the run folder and tell the W&B logger about it."""
+    def check_config(self) -> None:
+        """Refuse a parsed configuration that would run what is not allowed.
+
+        Raises:
+            ValueError: If it names what is no class of the allowed packages, a checkpoint elsewhere, or no options.
+        """
         config = self._config()
         for group in ("trainer", "checkpoint"):
             if not isinstance(config[group], Namespace):
@@ -261,10 +267,26 @@ class CLI(LightningCLI):
                 refuse_remote(checkpoint)
         if config.weights_only is False:
             raise ValueError("weights_only cannot be false: a checkpoint's code is never run")
+
+    def experiment_folder(self) -> Path:
+        """Return the folder that run folders lie in."""
+        config = self._config()
+        name: str = config.experiment or config.model.class_path.rsplit(".", 1)[-1].lower()
+        return Path(config.runs_dir, name)
+
+    def plain_config(self) -> dict[str, Any]:
+        """Return the resolved configuration as plain values."""
+        plain: dict[str, Any] = json.loads(self._parser(self.subcommand).dump(self._config(), format="json"))
+        return plain
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run folder and tell the W&B logger about it."""
+        config = self._config()
+        self.check_config()
         if config.trainer.fast_dev_run:
             return
-        experiment = config.experiment or config.model.class_path.rsplit(".", 1)[-1].lower()
-        named = Path(config.runs_dir) / experiment / config.version if config.version is not None else None
+        folder = self.experiment_folder()
+        named = folder / config.version if config.version is not None else None
         go_on = config.ckpt_path == "last"
         if go_on:
             if named is None:
@@ -279,7 +301,7 @@ class CLI(LightningCLI):
             self.run_folder = reopen_run_folder(resumed)
         else:
             # A run that is to go on may have ended before its first checkpoint.
-            self.run_folder = create_run_folder(Path(config.runs_dir), experiment, config.version, go_on)
+            self.run_folder = create_run_folder(folder.parent, folder.name, config.version, go_on)
         # Where a run lies is no part of what it is: its config.yaml can be run again.
         config.version = None
         loggers = config.trainer.logger
@@ -287,6 +309,11 @@ class CLI(LightningCLI):
             if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and self.run_folder.is_dir():
                 logger.init_args.id = wandb_run_id(self.run_folder)
                 logger.init_args.save_dir = str(self.run_folder)
+                kinds = [config.model.class_path, config.model.init_args.quantizer.class_path]
+                tags = [kind.rsplit(".", 1)[-1] for kind in kinds]
+                for name, value in {"name": self.run_folder.name, "group": folder.name, "tags": tags}.items():
+                    if logger.init_args.get(name) is None:
+                        logger.init_args[name] = value
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and check the checkpoint."""
@@ -304,7 +331,7 @@ class CLI(LightningCLI):
                     record = checkpoint.get("callbacks", {}).get(RunRecord.__qualname__, {})
                     if "config" in record:
                         processes = (record["processes"], self.trainer.world_size)
-                        refuse_changes(record["config"], self._plain_config(), processes, config.allow_changes)
+                        refuse_changes(record["config"], self.plain_config(), processes, config.allow_changes)
             # A later resumption is to be asked for its own changes.
             config.allow_changes = False
 
@@ -322,7 +349,7 @@ class CLI(LightningCLI):
         callbacks += [config[name] for name in (*WATCHERS, "weight_ema") if config[name] is not None]
         if self.subcommand == "predict" and self.run_folder is not None:
             callbacks.append(PredictionWriter())
-        callbacks.append(RunRecord(self.run_folder, self._plain_config(), ["nsvq", *self.words]))
+        callbacks.append(RunRecord(self.run_folder, self.plain_config(), ["nsvq", *self.words]))
         if isinstance(self.datamodule, ImageDataModule) and self.subcommand != "predict":
             kwargs["use_distributed_sampler"] = False
         plugins = launch_plugins(config.trainer.plugins) or []
@@ -372,11 +399,6 @@ class CLI(LightningCLI):
 
     def _config(self) -> Namespace:
         return self.config[self.config["subcommand"]]
-
-    def _plain_config(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain values."""
-        plain: dict[str, Any] = json.loads(self._parser(self.subcommand).dump(self._config(), format="json"))
-        return plain
 
     def _resumed_folder(self, named: Path | None) -> Path | None:
         """Return the folder of the run that a checkpoint belongs to, unless the user names another."""

@@ -1,4 +1,4 @@
-"""Every file in experiments/ works."""
+"""Every file in experiments/ works; the sweeps' tests are in test_sweep.py."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from nsvq.quantizers import __all__ as exported
 
 from .conftest import EXPERIMENTS
 
-FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
+FILES = sorted(file for file in EXPERIMENTS.rglob("*.yaml") if file.parent.name != "sweeps")
 EMBEDDED = EXPERIMENTS / "quickstart.yaml"
 VQGAN = EXPERIMENTS / "vqgan_tiny.yaml"
 LARGE = [EXPERIMENTS / "models" / f"vqgan_f{factor}.yaml" for factor in (4, 8, 16)]
@@ -35,7 +35,7 @@ def words_for(file):
     if kind in ("experiments", "celebahq", "vqgan", "published"):
         return ["--config", str(file)]
     base = ["--config", str(VQGAN if kind == "models" and file.name.startswith("vqgan") else EMBEDDED)]
-    if kind == "loggers":
+    if kind in ("loggers", "methods"):
         return [*base, "--config", str(file)]
     option = {"quantizers": "--model.quantizer", "models": "--model", "data": "--data", "trainer": "--trainer"}[kind]
     return [*base, option, str(file)]
@@ -49,10 +49,12 @@ def test_every_file_parses_and_says_how_to_run_it(file, capsys):
     assert config["model"]["class_path"].startswith("nsvq.")
 
 
+SMALL_KINDS = ("quantizers", "models", "loggers", "methods")
 RUNNABLE = [
     file
     for file in FILES
-    if file in (EMBEDDED, VQGAN) or (file.parent.name in ("quantizers", "models", "loggers") and file not in LARGE)
+    if file in (EMBEDDED, VQGAN)
+    or (file.parent.name in ("quantizers", "models", "loggers", "methods") and file not in LARGE)
 ]
 RUNNABLE += [EXPERIMENTS / "data" / "photographs.yaml", EXPERIMENTS / "trainer" / "cpu.yaml"]
 
