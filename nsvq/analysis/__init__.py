@@ -1,6 +1,40 @@
 """Analysis of run folders; needs neither torch nor lightning."""
 
-from nsvq.analysis.compare import comparison_figure, comparison_table, format_table
+from nsvq.analysis.compare import comparison_figure, comparison_table, format_table, run_labels
+from nsvq.analysis.correlations import correlation_table, partial_spearman
+from nsvq.analysis.curves import curves_table
+from nsvq.analysis.figures import (
+    bandwidth_figure,
+    curves_figure,
+    quality_figure,
+    rank_frequency_figure,
+    stress_figure,
+)
+from nsvq.analysis.report import html_report
 from nsvq.analysis.runs import Run, find_runs
+from nsvq.analysis.seeds import MissingSeedsWarning, paired_differences, seed_means
+from nsvq.analysis.settings import option, run_settings, run_variants
 
-__all__ = ["Run", "comparison_figure", "comparison_table", "find_runs", "format_table"]
+__all__ = [
+    "MissingSeedsWarning",
+    "Run",
+    "bandwidth_figure",
+    "comparison_figure",
+    "comparison_table",
+    "correlation_table",
+    "curves_figure",
+    "curves_table",
+    "find_runs",
+    "format_table",
+    "html_report",
+    "option",
+    "paired_differences",
+    "partial_spearman",
+    "quality_figure",
+    "rank_frequency_figure",
+    "run_labels",
+    "run_settings",
+    "run_variants",
+    "seed_means",
+    "stress_figure",
+]

@@ -24,12 +24,16 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
         measured in that validation stands behind `ssim`: `ms_ssim`, `lpips_alex`, `lpips_vgg`, `rfid_n<images>` or
         `fid_smoke`.
     """
-    table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, _labels(runs), strict=True)])
+    table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, run_labels(runs), strict=True)])
     return table
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Name runs by their folders, with the experiment's folder where that alone is ambiguous."""
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their folders, with the experiment's folder where that alone is ambiguous.
+
+    Args:
+        runs: The runs.
+    """
     names = [run.name for run in runs]
     longer = [f"{run.folder.resolve().parent.name}/{run.name}" for run in runs]
     return names if len(set(names)) == len(names) else longer
@@ -125,7 +129,7 @@ def comparison_figure(runs: Sequence[Run]) -> Figure:
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     utilization, error, drift = figure.subplots(1, 3)
-    for number, (run, label) in enumerate(zip(runs, _labels(runs), strict=True)):
+    for number, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True)):
         style = {"color": f"C{number % 10}", "label": label, "linestyle": "-" if number < 10 else "--"}
         if "split" in run.codebook:
             validation = run.codebook[run.codebook["split"] == "val"]

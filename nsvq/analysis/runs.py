@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -48,6 +49,13 @@ class Run:
     def drift(self) -> pd.DataFrame:
         """`curves/drift.csv`: drift measures by `step`."""
         return _read(self.folder / "curves" / "drift.csv")
+
+    @property
+    def last_counts(self) -> np.ndarray | None:
+        """How often each code was used in the last validation pass, int64, shape (K,); None if that is not on disk."""
+        files = sorted((self.folder / "curves").glob("counts_val_*.npz"))
+        counts: np.ndarray | None = np.load(files[-1])["counts"] if files else None
+        return counts
 
     @property
     def name(self) -> str:

@@ -1,0 +1,132 @@
+"""Statistics over seeds: means with confidence intervals, and methods compared on equal seeds."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class MissingSeedsWarning(UserWarning):
+    """Groups were not run with the same seeds."""
+
+
+def seed_means(table: pd.DataFrame, values: Sequence[str], by: Sequence[str] = ("method", "K")) -> pd.DataFrame:
+    """Aggregate runs that differ in their seed alone.
+
+    Args:
+        table: One row a run, with a column `seed`.
+        values: Columns to aggregate.
+        by: Columns that name a group.
+
+    Returns:
+        One row a group and value: the columns of `by`, `value`, `mean`, `low` and `high` (95 % interval of the mean by
+        Student's t over seeds; nan with one seed), `spread` (largest minus smallest), `seeds` (number of runs that
+        measured it) and `missing` (seeds that other groups have). Seeds that are missing are also warned of.
+
+    Raises:
+        ValueError: If a group has several runs of one seed.
+    """
+    every = set(table["seed"])
+    rows, lacking = [], []
+    for key, group in table.groupby(list(by), sort=False, dropna=False):
+        name = dict(zip(by, key, strict=True))
+        _require_one_run_a_seed(group, name)
+        missing = sorted(every - set(group["seed"]), key=str)
+        if missing:
+            lacking.append(f"{_named(name)} lacks seed {', '.join(map(str, missing))}")
+        for value in values:
+            numbers = group[value].dropna().to_numpy(dtype=float)
+            low, high = mean_interval(numbers)
+            rows.append(
+                {
+                    **name,
+                    "value": value,
+                    "mean": numbers.mean() if len(numbers) else np.nan,
+                    "low": low,
+                    "high": high,
+                    "spread": np.ptp(numbers) if len(numbers) else np.nan,
+                    "seeds": len(numbers),
+                    "missing": ", ".join(map(str, missing)),
+                }
+            )
+    if lacking:
+        warnings.warn("; ".join(lacking), MissingSeedsWarning, stacklevel=2)
+    result: pd.DataFrame = pd.DataFrame(rows)
+    return result
+
+
+def paired_differences(
+    table: pd.DataFrame, values: Sequence[str], reference: str, by: Sequence[str] = ("K",)
+) -> pd.DataFrame:
+    """Compare methods with a reference on equal seeds.
+
+    One seed gives all methods the same initial networks, data and order of data, so that a difference of two runs of a
+    seed has less noise than a difference of means.
+
+    Args:
+        table: One row a run, with columns `method` and `seed`.
+        values: Columns to compare.
+        reference: The method that the others are compared with.
+        by: Columns in which compared runs are equal, beside the seed.
+
+    Returns:
+        One row for each other method, group and value: `method`, the columns of `by`, `value`, `difference` (mean of
+        method minus reference over the seeds that both have), `low` and `high` (95 % interval by Student's t; nan with
+        one seed), `positive` (seeds in which the difference is above 0) and `seeds`; none where no seed has both.
+
+    Raises:
+        ValueError: If no run is of the reference, or a method has several runs of one seed in a group.
+    """
+    if reference not in set(table["method"]):
+        raise ValueError(f"no run of {reference} to compare with; methods: {', '.join(table['method'].unique())}")
+    keys = [*by, "seed"]
+    for key, group in table.groupby([*by, "method"], dropna=False):
+        _require_one_run_a_seed(group, dict(zip([*by, "method"], key, strict=True)))
+    own = table[table["method"] == reference].set_index(keys)
+    rows = []
+    for (method, *key), group in table[table["method"] != reference].groupby(["method", *by], sort=False, dropna=False):
+        other = group.set_index(keys)
+        for value in values:
+            differences = (other[value] - own[value]).dropna().to_numpy(dtype=float)
+            if not len(differences):
+                continue
+            low, high = mean_interval(differences)
+            rows.append(
+                {
+                    "method": method,
+                    **dict(zip(by, key, strict=True)),
+                    "value": value,
+                    "difference": differences.mean(),
+                    "low": low,
+                    "high": high,
+                    "positive": int((differences > 0).sum()),
+                    "seeds": len(differences),
+                }
+            )
+    result: pd.DataFrame = pd.DataFrame(rows)
+    return result
+
+
+def mean_interval(numbers: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by Student's t; nan where there are fewer than two numbers."""
+    if len(numbers) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * numbers.std(ddof=1) / len(numbers) ** 0.5
+    return float(numbers.mean() - half), float(numbers.mean() + half)
+
+
+def _require_one_run_a_seed(group: pd.DataFrame, name: dict[str, object]) -> None:
+    twice = group["seed"][group["seed"].duplicated()].unique()
+    if len(twice):
+        raise ValueError(
+            f"{_named(name)} has several runs of seed {', '.join(map(str, twice))}: choose one, or name the column in "
+            "which they differ"
+        )
+
+
+def _named(name: dict[str, object]) -> str:
+    return ", ".join(f"{value}" if key == "method" else f"{key} {value}" for key, value in name.items())

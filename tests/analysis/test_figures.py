@@ -1,0 +1,130 @@
+"""What figures show is what was measured."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from nsvq.analysis import (
+    Run,
+    bandwidth_figure,
+    comparison_table,
+    curves_figure,
+    curves_table,
+    html_report,
+    option,
+    quality_figure,
+    rank_frequency_figure,
+    stress_figure,
+)
+
+
+@pytest.fixture
+def two_seeds(synthetic_run):
+    drift = {"drift_relative": [0.3, 0.2], "churn": [0.5, 0.4], "codebook_lag": [0.1, 0.1], "codebook_scale": [1, 2.0]}
+    values = [[0.25, 0.5], [0.75, 1.0]]
+    return [
+        Run(synthetic_run(f"s{n}", seed=n, usage={"codebook_utilization": row}, drift=drift, psnr=[20.0, 21.0 + n]))
+        for n, row in enumerate(values)
+    ]
+
+
+class References(HTMLParser):
+    """Collects what a page fetches or leads to."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+
+
+def lines(panel):
+    return {line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()}
+
+
+def test_a_line_is_the_mean_over_seeds_and_a_band_is_all_of_them(two_seeds):
+    figure = curves_figure(curves_table(two_seeds))
+    panel = figure.axes[0]
+    assert lines(panel) == {"NSVQ": [[10.0, 50.0], [20.0, 75.0]]}
+    (band,) = panel.collections
+    corners = band.get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == (25, 100)
+    assert [one.get_title() for one in figure.axes][:3] == [
+        "Codebook utilization",
+        "Quantization error",
+        "Encoder drift",
+    ]
+    assert figure.axes[2].get_yscale() == "log"
+
+
+def test_codebook_sizes_are_lines_of_their_own(synthetic_run):
+    runs = [Run(synthetic_run("a")), Run(synthetic_run("b", codebook_size=32))]
+    assert set(lines(curves_figure(curves_table(runs), ["utilization"]).axes[0])) == {"NSVQ, K = 16", "NSVQ, K = 32"}
+
+
+def test_use_of_codes_is_sorted_and_unused_codes_are_left_out(synthetic_run):
+    folder = synthetic_run("a")
+    np.savez(folder / "curves" / "counts_val_00000010.npz", counts=np.array([9, 9, 9]))
+    np.savez(folder / "curves" / "counts_val_00000020.npz", counts=np.array([0, 1, 3]))
+    figure = rank_frequency_figure([Run(folder), Run(synthetic_run("b"))], ["a", "b"])
+    assert lines(figure.axes[0]) == {"a: 2 of 3": [[1.0, 0.75], [2.0, 0.25]]}
+
+
+def test_quality_has_a_point_a_run(two_seeds):
+    error, quality = quality_figure(comparison_table(two_seeds)).axes
+    assert [points.get_offsets().tolist() for points in quality.collections] == [[[21.0, 50.0], [22.0, 100.0]]]
+    assert [points.get_offsets().tolist() for points in error.collections] == [[[0.5, 50.0], [0.5, 100.0]]]
+
+
+def test_bandwidths_are_drawn_where_there_are_any(two_seeds):
+    curves = curves_table(two_seeds)
+    assert lines(bandwidth_figure(curves).axes[0]) == {}
+    curves["bandwidth"] = curves["step"] / 10.0
+    assert lines(bandwidth_figure(curves).axes[0]) == {"NSVQ": [[10.0, 1.0], [20.0, 2.0]]}
+
+
+@pytest.fixture
+def stressed(synthetic_run):
+    return [
+        Run(
+            synthetic_run(
+                f"f{factor}s{seed}",
+                seed=seed,
+                usage={"codebook_utilization": [0.5 / factor + seed / 10]},
+                psnr=[20.0],
+                options={"encoder_lr_factor": factor},
+            )
+        )
+        for factor in (1.0, 5.0)
+        for seed in (0, 1)
+    ]
+
+
+def test_the_stress_test_is_drawn_over_the_factor(stressed):
+    table = comparison_table(stressed)
+    table["encoder_lr_factor"] = [option(run, "model.encoder_lr_factor") for run in stressed]
+    panel = stress_figure(table).axes[0]
+    points = panel.containers[0].lines[0].get_xydata()
+    assert points.tolist() == pytest.approx(np.array([[1.0, 55.0], [5.0, 15.0]]))
+    assert panel.get_xscale() == "log"
+
+
+def test_the_report_is_one_file_and_shows_the_stress_test(stressed):
+    page = html_report(stressed, "a < b")
+    assert "a &lt; b" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "Drift stress test" in page
+    references = References()
+    references.feed(page)
+    assert references.found
+    assert all(place.startswith("data:image/png;base64,") for place in references.found)
+    text = re.sub(r'src="[^"]*"', "", page)
+    for outside in ("://", "<script", "<link", "@import", "url("):
+        assert outside not in text
+
+
+def test_the_report_names_missing_seeds(stressed):
+    assert "Missing seeds: NSVQ, K 16, setting encoder_lr_factor=5.0 lacks seed 1" in html_report(stressed[:3], "t")

@@ -1,0 +1,131 @@
+"""Statistics over seeds and correlations, against scipy and closed forms."""
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from nsvq.analysis import (
+    MissingSeedsWarning,
+    Run,
+    correlation_table,
+    curves_table,
+    paired_differences,
+    partial_spearman,
+    run_settings,
+    run_variants,
+    seed_means,
+)
+
+TABLE = pd.DataFrame(
+    [
+        ("a", 16, 0, 1.0),
+        ("a", 16, 1, 2.0),
+        ("a", 16, 2, 4.5),
+        ("b", 16, 0, 3.0),
+        ("b", 16, 2, 5.0),
+        ("a", 32, 0, 7.0),
+        ("b", 32, 0, 6.0),
+    ],
+    columns=["method", "K", "seed", "psnr"],
+)
+
+
+def test_a_mean_has_students_interval_and_missing_seeds_are_named():
+    with pytest.warns(MissingSeedsWarning) as caught:
+        means = seed_means(TABLE, ["psnr"]).set_index(["method", "K"])
+    assert "b, K 16 lacks seed 1; a, K 32 lacks seed 1, 2; b, K 32 lacks seed 1, 2" in str(caught[0].message)
+    row, numbers = means.loc[("a", 16)], np.array([1.0, 2.0, 4.5])
+    low, high = stats.t.interval(0.95, 2, loc=numbers.mean(), scale=stats.sem(numbers))
+    assert row["mean"] == pytest.approx(2.5)
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert (row["spread"], row["seeds"], row["missing"]) == (3.5, 3, "")
+    assert means.loc[("b", 16), "missing"] == "1"
+    assert math.isnan(means.loc[("a", 32), "low"])
+
+
+def test_equal_seeds_everywhere_are_no_reason_to_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seed_means(TABLE[TABLE["seed"] == 0], ["psnr"])
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have():
+    differences = paired_differences(TABLE, ["psnr"], "a").set_index("K")
+    low, high = stats.t.interval(0.95, 1, loc=1.25, scale=stats.sem([2.0, 0.5]))
+    assert differences.loc[16, ["difference", "positive", "seeds"]].tolist() == [1.25, 2, 2]
+    assert tuple(differences.loc[16, ["low", "high"]]) == pytest.approx((low, high))
+    assert differences.loc[32, ["difference", "positive", "seeds"]].tolist() == [-1.0, 0, 1]
+    with pytest.raises(ValueError, match="no run of c to compare with; methods: a, b"):
+        paired_differences(TABLE, ["psnr"], "c")
+
+
+def test_several_runs_of_one_seed_are_refused():
+    twice = pd.concat([TABLE, TABLE.iloc[:1]])
+    with pytest.raises(ValueError, match="a, K 16 has several runs of seed 0"):
+        seed_means(twice, ["psnr"])
+    with pytest.raises(ValueError, match="K 16, a has several runs of seed 0"):
+        paired_differences(twice, ["psnr"], "b")
+
+
+def test_the_partial_correlation_is_that_of_the_residuals():
+    generator = np.random.default_rng(0)
+    control = generator.normal(size=50)
+    x, y = control + generator.normal(size=50), np.exp(control) + generator.normal(size=50)
+    ranks = [stats.rankdata(numbers) for numbers in (x, y, control)]
+    residuals = [part - np.polyval(np.polyfit(ranks[2], part, 1), ranks[2]) for part in ranks[:2]]
+    assert partial_spearman(x, y, control) == pytest.approx(np.corrcoef(*residuals)[0, 1])
+    assert math.isnan(partial_spearman(control**3, y, control))
+
+
+def test_a_common_trend_is_no_partial_correlation(synthetic_run):
+    generator = np.random.default_rng(1)
+    steps = np.arange(200)
+    trend = {"drift_relative": 1000 - 3 * steps + generator.normal(0, 60, 200), "churn": generator.normal(size=200)}
+    usage = {"codebook_utilization": steps / 200, "dead_code_fraction": 1 - steps / 250 + generator.normal(0, 0.1, 200)}
+    usage["quantization_error"] = trend["churn"]
+    table = correlation_table(curves_table([Run(synthetic_run("a", usage=usage, drift=trend))]))
+    table = table.set_index(["measure", "target"])
+    together = table.loc[("drift_relative", "dead_code_fraction")]
+    assert together["within"] > 0.8
+    assert abs(together["partial"]) < 0.2
+    assert table.loc[("churn", "quantization_error"), "partial"] == pytest.approx(1)
+    assert together["runs"] == 1
+    assert math.isnan(together["across"])
+
+
+def test_across_runs_the_last_values_count(synthetic_run):
+    runs = [
+        Run(synthetic_run(f"r{n}", seed=n, usage={"dead_code_fraction": [0.9, d]}, drift={"churn": [0.5, c]}))
+        for n, (d, c) in enumerate([(0.1, 1.0), (0.2, 3.0), (0.3, 2.0), (0.4, 4.0), (0.5, 5.0)])
+    ]
+    row = correlation_table(curves_table(runs), ["churn"], ["dead_code_fraction"]).iloc[0]
+    expected = stats.spearmanr([0.1, 0.2, 0.3, 0.4, 0.5], [1, 3, 2, 4, 5])
+    assert (row["across"], row["across_p"]) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+def test_curves_join_what_was_measured_at_a_step(synthetic_run):
+    folder = synthetic_run("a", seed=3, drift={"churn": [0.1, 0.2, 0.3]}, psnr=[20.0, 21.0])
+    table = curves_table([Run(folder)])
+    assert table["step"].tolist() == [10, 20, 30]
+    assert table["utilization"].tolist()[:2] == [0.25, 0.5]
+    assert table["churn"].tolist() == [0.1, 0.2, 0.3]
+    assert table["psnr"].tolist()[:2] == [20.0, 21.0]
+    assert math.isnan(table["psnr"].iloc[2])
+    assert set(table["method"]) == {"NSVQ"}
+    assert set(table["seed"]) == {3}
+
+
+def test_names_tell_variants_and_settings(synthetic_run):
+    runs = [
+        Run(synthetic_run("a", kernel="gaussian", options={"encoder_lr_factor": 1.0})),
+        Run(synthetic_run("b", kernel="softmax", options={"encoder_lr_factor": 5.0})),
+        Run(synthetic_run("c", quantizer="nsvq.quantizers.EMAVQ", options={"encoder_lr_factor": 5.0})),
+    ]
+    assert run_variants(runs) == ["NSVQ (kernel=gaussian)", "NSVQ (kernel=softmax)", "EMAVQ"]
+    assert run_settings(runs) == ["encoder_lr_factor=1.0", "encoder_lr_factor=5.0", "encoder_lr_factor=5.0"]
+    assert run_variants(runs[1:]) == ["NSVQ", "EMAVQ"]
+    assert run_settings(runs[1:]) == ["", ""]
