@@ -39,6 +39,22 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_reduce_min(tensor: Tensor) -> Tensor:
+    """Return the smallest values of all processes.
+
+    Args:
+        tensor: The local values; every rank passes the same shape and type. It is left unchanged.
+
+    Returns:
+        The minima, equal on all ranks; the tensor itself without a group.
+    """
+    if not is_distributed():
+        return tensor
+    smallest = tensor.clone()
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return smallest
+
+
 def everywhere(condition: bool) -> bool:
     """Return whether a condition holds in all processes."""
     if not is_distributed():

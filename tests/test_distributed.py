@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nsvq.distributed import GlobalRows, rank, world_size
+from nsvq.distributed import GlobalRows, all_reduce_min, rank, world_size
 
 IMAGES, TOKENS, DIM = 12, 3, 2
 
@@ -91,3 +91,14 @@ def test_what_is_exchanged_depends_on_sizes_alone(ranks):
 def test_a_position_outside_is_refused(position):
     with pytest.raises(IndexError, match=r"\[0, 36\)"):
         GlobalRows(global_batch()).take(torch.tensor([0, position]))
+
+
+def own_minimum(values):
+    return all_reduce_min(torch.tensor(values[rank()]))
+
+
+def test_minima_are_taken_over_processes_and_leave_the_local_values(rank_pool):
+    for result in rank_pool.run(own_minimum, [[1.0, 5.0], [3.0, 2.0]]):
+        assert result.tolist() == [1, 2]
+    alone = torch.ones(2)
+    assert all_reduce_min(alone) is alone

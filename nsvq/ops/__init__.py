@@ -2,6 +2,7 @@
 
 from nsvq.ops.estimators import straight_through
 from nsvq.ops.kernel_loss import KERNELS, Kernel, KernelSweep, kernel_codebook_loss
+from nsvq.ops.local_kernel import code_distances, local_kernel_codebook_loss
 from nsvq.ops.precision import call_raised, common_dtype
 from nsvq.ops.search import nearest_codes
 
@@ -10,8 +11,10 @@ __all__ = [
     "Kernel",
     "KernelSweep",
     "call_raised",
+    "code_distances",
     "common_dtype",
     "kernel_codebook_loss",
+    "local_kernel_codebook_loss",
     "nearest_codes",
     "straight_through",
 ]

@@ -73,7 +73,7 @@ def kernel_codebook_loss(
         raise ValueError(f"neighbor_weight must be at least 0 and finite, got {neighbor_weight}")
     if not isinstance(bandwidth, Tensor) and not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be above 0 and finite, got {bandwidth}")
-    if not torch.compiler.is_compiling() and _has_tangent(codes):
+    if not torch.compiler.is_compiling() and has_tangent(codes):
         raise NotImplementedError("the kernel-weighted codebook loss has no forward-mode derivative")
     dtype = common_dtype(latents, codes)
     bandwidth = torch.as_tensor(bandwidth, dtype=dtype, device=codes.device)
@@ -83,7 +83,8 @@ def kernel_codebook_loss(
     return KernelSweep(loss, indices, winner_distance.detach())
 
 
-def _has_tangent(tensor: Tensor) -> bool:
+def has_tangent(tensor: Tensor) -> bool:
+    """Return whether a tensor is differentiated in forward mode."""
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
@@ -112,18 +113,25 @@ def _(
     return scalar, codes.new_empty(codes.shape), latents.new_empty(len(latents), dtype=torch.int64), scalar.clone()
 
 
-def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep the gradient in the codes, the second output of a sweep."""
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
 
 
-def _scale_gradient(
+def scale_gradient(
     ctx: Any, grad_loss: Tensor | None, grad_gradient: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    """Return the gradient in the codes, the second input of a sweep, and none in the others.
+
+    Raises:
+        NotImplementedError: If it is differentiated once more.
+    """
     if grad_gradient is not None:
         raise NotImplementedError("the kernel-weighted codebook loss has no second derivative")
     (gradient,) = ctx.saved_tensors
-    return None, None if grad_loss is None else gradient * grad_loss, None, None, None, None
+    none = [None] * (len(ctx.needs_input_grad) - 2)
+    return None, None if grad_loss is None else gradient * grad_loss, *none
 
 
-kernel_sweep.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+kernel_sweep.register_autograd(scale_gradient, setup_context=keep_gradient)

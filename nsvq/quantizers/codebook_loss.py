@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nsvq.distributed import all_reduce_sum
-from nsvq.ops import KERNELS, Kernel, kernel_codebook_loss, nearest_codes
+from nsvq.distributed import all_reduce_min, all_reduce_sum
+from nsvq.ops import (
+    KERNELS,
+    Kernel,
+    code_distances,
+    kernel_codebook_loss,
+    local_kernel_codebook_loss,
+    nearest_codes,
+)
 from nsvq.quantizers.schedule import BandwidthSchedule
 
 PUBLISHED_WEIGHT: dict[Kernel, float] = {"gaussian": 0.5, "clamped_softmax": 0.01, "softmax": 0.1}
@@ -93,6 +100,8 @@ class KernelCodebookLoss(CodebookLoss):
             raise ValueError(f"neighbor_weight must be at least 0 and finite, got {neighbor_weight}")
         if not 0 <= winner_distance_decay < 1:
             raise ValueError(f"winner_distance_decay must be in [0, 1), got {winner_distance_decay}")
+        if bandwidth.unit == "code_distance" and kernel != "gaussian":
+            raise ValueError(f"bandwidths in code_distance units need the gaussian kernel, got {kernel}")
         self.kernel: Kernel = kernel
         self.schedule = bandwidth
         self.neighbor_weight = neighbor_weight
@@ -104,7 +113,7 @@ class KernelCodebookLoss(CodebookLoss):
 
     @property
     def bandwidth(self) -> Tensor:
-        """The present τ in squared-distance units, scalar."""
+        """The present τ, scalar, in squared-distance units; of a schedule in `code_distance` units the multiple."""
         value = self.schedule.value(self.bandwidth_position)
         if self.schedule.unit == "winner_distance":
             # Duplicated latents and codes can bring the mean to 0.
@@ -125,7 +134,11 @@ class KernelCodebookLoss(CodebookLoss):
         relative = self.schedule.unit == "winner_distance"
         if self.training and not self._distance_is_known:
             self._measure_first_distance(latents, codes)
-        sweep = kernel_codebook_loss(latents, codes, self.kernel, self.bandwidth, self.neighbor_weight)
+        if self.schedule.unit == "code_distance":
+            distances = all_reduce_min(code_distances(latents, codes))
+            sweep = local_kernel_codebook_loss(latents, codes, self.bandwidth * distances, self.neighbor_weight)
+        else:
+            sweep = kernel_codebook_loss(latents, codes, self.kernel, self.bandwidth, self.neighbor_weight)
         if self.training:
             if relative:
                 distance = self._global_mean(sweep.winner_distance, len(latents))

@@ -23,7 +23,9 @@ class BandwidthSchedule:
         warmup: Number of steps or epochs for which the initial value is held before the decay starts.
         floor: Lower bound in the given unit, above 0.
         unit: `absolute`: squared-distance units; `winner_distance`: multiples of the running mean squared distance
-            between latents and their nearest codes, so that the bandwidth follows the latents' scale.
+            between latents and their nearest codes, so that the bandwidth follows the latents' scale; `code_distance`:
+            multiples of each code's own squared distance to its nearest latent of the batch, so that a code is pulled
+            however far the latents have left it (for the gaussian kernel).
     """
 
     initial: float
@@ -32,7 +34,7 @@ class BandwidthSchedule:
     per: Literal["step", "epoch"] = "step"
     warmup: int = 0
     floor: float = 1e-8
-    unit: Literal["absolute", "winner_distance"] = "absolute"
+    unit: Literal["absolute", "winner_distance", "code_distance"] = "absolute"
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -43,7 +45,7 @@ class BandwidthSchedule:
         for name, choices in (
             ("kind", ("constant", "exponential")),
             ("per", ("step", "epoch")),
-            ("unit", ("absolute", "winner_distance")),
+            ("unit", ("absolute", "winner_distance", "code_distance")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(

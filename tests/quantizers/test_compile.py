@@ -41,6 +41,7 @@ def test_a_quantizer_is_one_graph(quantizer_class, training):
     "build",
     [
         lambda: NSVQ(DIM, 32, bandwidth=BandwidthSchedule(1.0, unit="winner_distance"), initial_scale=1.0),
+        lambda: NSVQ(DIM, 32, bandwidth=BandwidthSchedule(1.0, unit="code_distance"), initial_scale=1.0),
         lambda: TransVQ(DIM, 32, initial_scale=1.0),
     ],
 )

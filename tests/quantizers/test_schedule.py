@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 
+from nsvq.ops import local_kernel_codebook_loss
 from nsvq.quantizers import NSVQ, BandwidthSchedule, KernelCodebookLoss
 
 DIM, K = 4, 8
@@ -117,6 +118,20 @@ def test_the_winner_distance_is_a_running_mean():
         distance = DIM * radius**2
         expected = distance if expected is None else 0.75 * expected + 0.25 * distance
         assert loss.mean_winner_distance.item() == pytest.approx(expected)
+
+
+def test_code_distance_units_give_each_code_its_own_bandwidth():
+    latents, codes = torch.randn(50, DIM), torch.randn(K, DIM)
+    loss = KernelCodebookLoss("gaussian", BandwidthSchedule(0.5, kind="exponential", decay=0.5, unit="code_distance"))
+    for factor in (0.5, 0.25):
+        nearest = torch.cdist(latents, codes).square().amin(dim=0)
+        expected = local_kernel_codebook_loss(latents, codes, factor * nearest, 0.5).loss
+        torch.testing.assert_close(step(loss, latents, codes).loss, expected)
+
+
+def test_code_distance_units_need_the_gaussian_kernel():
+    with pytest.raises(ValueError, match="code_distance units need the gaussian kernel, got softmax"):
+        KernelCodebookLoss("softmax", BandwidthSchedule(1.0, unit="code_distance"))
 
 
 def test_winner_distance_zero_still_gives_a_finite_loss():

@@ -14,6 +14,7 @@ DIM, K, STEPS = 6, 16, 3
 RELATIVE = BandwidthSchedule(0.5, kind="exponential", decay=0.9, unit="winner_distance")
 VARIANTS = {
     "gaussian, winner distance": (NSVQ, {"bandwidth": RELATIVE}),
+    "gaussian, code distance": (NSVQ, {"bandwidth": BandwidthSchedule(0.5, unit="code_distance")}),
     "softmax, winner distance": (NSVQ, {"kernel": "softmax", "bandwidth": RELATIVE}),
     "clamped softmax": (NSVQ, {"kernel": "clamped_softmax", "neighbor_weight": 0.5}),
     "codebook straight-through": (NSVQ, {"codebook_straight_through": True}),

@@ -1,0 +1,1 @@
+"""The drift laboratory: quantizers on latents whose distribution moves, in seconds on a CPU."""
