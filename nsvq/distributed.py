@@ -32,11 +32,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     Returns:
         The sum, equal on all ranks; the tensor itself without a group.
     """
-    if not is_distributed():
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
 def all_reduce_min(tensor: Tensor) -> Tensor:
@@ -48,11 +44,15 @@ def all_reduce_min(tensor: Tensor) -> Tensor:
     Returns:
         The minima, equal on all ranks; the tensor itself without a group.
     """
+    return _all_reduce(tensor, dist.ReduceOp.MIN)
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if not is_distributed():
         return tensor
-    smallest = tensor.clone()
-    dist.all_reduce(smallest, dist.ReduceOp.MIN)
-    return smallest
+    result = tensor.clone()
+    dist.all_reduce(result, operation)
+    return result
 
 
 def everywhere(condition: bool) -> bool:

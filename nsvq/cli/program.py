@@ -309,8 +309,8 @@ class CLI(LightningCLI):
             if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and self.run_folder.is_dir():
                 logger.init_args.id = wandb_run_id(self.run_folder)
                 logger.init_args.save_dir = str(self.run_folder)
-                kinds = [config.model.class_path, config.model.init_args.quantizer.class_path]
-                tags = [kind.rsplit(".", 1)[-1] for kind in kinds]
+                kinds = [config.model.class_path, config.model.get("init_args.quantizer.class_path")]
+                tags = [kind.rsplit(".", 1)[-1] for kind in kinds if kind is not None]
                 for name, value in {"name": self.run_folder.name, "group": folder.name, "tags": tags}.items():
                     if logger.init_args.get(name) is None:
                         logger.init_args[name] = value
