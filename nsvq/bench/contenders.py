@@ -1,18 +1,31 @@
 """Who is measured: the project's quantizers, vector-quantize-pytorch's, and NSVQ on plain autograd."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nsvq.bench.peer import peer_ema_vq, peer_module, peer_simvq, peer_vq
 from nsvq.bench.plain_nsvq import PlainNSVQ
 from nsvq.bench.workload import make_codes
 from nsvq.ops import Kernel
-from nsvq.quantizers import EMAVQ, NSVQ, BandwidthSchedule, FactorizedVQ, Quantizer, SimVQ, TransVQ, VanillaVQ
+from nsvq.ops.backend import BACKEND_VARIABLE, PROVEN_ON, Backend
+from nsvq.quantizers import (
+    EMAVQ,
+    NSVQ,
+    BandwidthSchedule,
+    FactorizedVQ,
+    Quantizer,
+    QuantizerOutput,
+    SimVQ,
+    TransVQ,
+    VanillaVQ,
+)
 
+BASELINE = "VanillaVQ"
 COMMITMENT_WEIGHT = 0.25
 GAUSSIAN_WEIGHT = 0.5
 
@@ -35,18 +48,50 @@ class Contender:
     goes_everywhere: bool = False
 
 
-def contenders() -> list[Contender]:
+class OnBackend(nn.Module):
+    """A quantizer whose search and kernel loss are computed by a given backend.
+
+    Args:
+        quantizer: A `Quantizer`.
+        backend: What NSVQ_BACKEND says while it computes.
+    """
+
+    def __init__(self, quantizer: nn.Module, backend: Backend) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.backend = backend
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Quantize latents of shape (N, D)."""
+        before = os.environ.get(BACKEND_VARIABLE)
+        os.environ[BACKEND_VARIABLE] = self.backend
+        try:
+            output: QuantizerOutput = self.quantizer(latents)
+        finally:
+            del os.environ[BACKEND_VARIABLE]
+            if before is not None:
+                os.environ[BACKEND_VARIABLE] = before
+        return output
+
+
+def contenders(device: torch.device) -> list[Contender]:
     """List all contenders.
+
+    On a GPU the project's quantizers whose kernels exist twice are there twice: as NSVQ_BACKEND=auto has them, and
+    with the other backend.
 
     Free code vectors are at the latents' scale, N(0, 1); codebooks that a transform makes stay as they start. "Dense"
     bandwidths are τ = D, about half the mean squared distance of a latent and a code, where no weight underflows;
     "narrow" is 1/200 of the mean winner distance, where nearly all do.
 
+    Args:
+        device: Where they run.
+
     Returns:
         The project's six quantizers, NSVQ four times, then plain autograd, then the peer's if it is installed.
     """
     ours = [
-        Contender("VanillaVQ", partial(_free, VanillaVQ), goes_everywhere=True),
+        Contender(BASELINE, partial(_free, VanillaVQ), goes_everywhere=True),
         Contender("EMAVQ", partial(_free, EMAVQ), goes_everywhere=True),
         Contender("SimVQ", partial(_build, SimVQ)),
         Contender("FactorizedVQ", partial(_free, FactorizedVQ)),
@@ -58,6 +103,13 @@ def contenders() -> list[Contender]:
         # Four float32 tensors of N×K.
         Contender("autograd NSVQ", _plain, pair_bytes=16),
     ]
+    if device.type == "cuda":
+        other: Backend = "torch" if device.type in PROVEN_ON else "triton"
+        ours += [
+            replace(contender, name=f"{contender.name} ({other})", build=partial(_on_backend, contender.build, other))
+            for contender in ours
+            if contender.name == BASELINE or contender.name.startswith("NSVQ")
+        ]
     if peer_module() is None:
         return ours
     return [
@@ -72,6 +124,10 @@ def contenders() -> list[Contender]:
 def _build(cls: Callable[..., Quantizer], dim: int, codes: int) -> Quantizer:
     torch.manual_seed(0)
     return cls(dim, codes, commitment_weight=COMMITMENT_WEIGHT)
+
+
+def _on_backend(build: Callable[[int, int], nn.Module], backend: Backend, dim: int, codes: int) -> nn.Module:
+    return OnBackend(build(dim, codes), backend)
 
 
 def _free(cls: Callable[..., Quantizer], dim: int, codes: int) -> Quantizer:

@@ -1,4 +1,4 @@
-"""Peak memory of one step, measured in a process of its own."""
+"""Peak memory of one step, on a CPU measured in a process of its own."""
 
 import ctypes
 import resource
@@ -33,8 +33,8 @@ class Memory(NamedTuple):
 def measure_memory(contender: Contender, cell: Cell, device: torch.device, limit: int) -> Memory:
     """Measure the peak memory of a contender's step, unless it is predicted not to fit.
 
-    The step runs in a fresh process, after its parameters, its inputs and a step on a few latents, so that lazily
-    loaded libraries are not counted. On a CPU the process is refused more than the limit.
+    The step runs after its parameters, its inputs and a step on a few latents, so that lazily loaded libraries are not
+    counted. On a CPU it runs in a fresh process that is refused more than the limit; a GPU's allocator counts anywhere.
 
     Args:
         contender: The contender.
@@ -48,6 +48,8 @@ def measure_memory(contender: Contender, cell: Cell, device: torch.device, limit
     predicted = contender.pair_bytes * cell.latents * cell.codes
     if predicted > limit:
         return Memory(None, f"does not fit: {predicted / 1e9:.1f} GB by its formula")
+    if device.type == "cuda":
+        return _measure(contender, cell, device, limit)
     # A fork of a process that has only imported torch starts at once; one of this process could inherit its threads.
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__, "vector_quantize_pytorch"])
@@ -91,8 +93,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def _child(connection: Connection, contender: Contender, cell: Cell, device: torch.device, limit: int) -> None:
     _return_freed_memory_at_once()
-    if device.type == "cpu":
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    connection.send(_measure(contender, cell, device, limit))
+
+
+def _measure(contender: Contender, cell: Cell, device: torch.device, limit: int) -> Memory:
     try:
         module, latents = contender.build(cell.dim, cell.codes).to(device), make_latents(cell, device)
         step(module, latents[:WARM_UP_ROWS])
@@ -103,8 +108,8 @@ def _child(connection: Connection, contender: Contender, cell: Cell, device: tor
         line = str(error).partition("\n")[0]
         result = Memory(None, "does not fit: memory ran out" if is_out_of_memory(error) else f"failed: {line}")
     if result.peak is not None and result.peak > limit:
-        result = Memory(None, f"does not fit: took {result.peak / 1e9:.1f} GB")
-    connection.send(result)
+        return Memory(None, f"does not fit: took {result.peak / 1e9:.1f} GB")
+    return result
 
 
 def is_out_of_memory(error: Exception) -> bool:

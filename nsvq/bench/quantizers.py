@@ -8,13 +8,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from nsvq.bench.contenders import Contender
+from nsvq.bench.contenders import BASELINE, Contender
 from nsvq.bench.grid import Cell, GridCell
 from nsvq.bench.memory import Memory, measure_memory
 from nsvq.bench.timing import Spread, repeat, spread, take_turns
 from nsvq.bench.workload import clear_gradients, make_latents, step, timed_step
 
-BASELINE = "VanillaVQ"
 # A turn's least length as a share of the time for a size: fast contenders are measured several times a turn.
 TURN_SHARE = 0.02
 COLUMNS = [
@@ -28,8 +27,7 @@ def measure_quantizers(
     """Measure quantizers.
 
     Timed is `step`: forward in training mode and backward of mean(quantized²) + loss to latents and code vectors, not
-    the optimizer. All contenders of a size live in this process and take turns; memory is measured before in a process
-    for each.
+    the optimizer. All contenders of a size live in this process and take turns; memory is measured before.
 
     Args:
         cells: The sizes.
@@ -46,9 +44,6 @@ def measure_quantizers(
     for number, (cell, everyone) in enumerate(cells, start=1):
         _progress(f"quantizers on {device.type}, {number}/{len(cells)}: {cell}, memory")
         due = [contender for contender in contenders if everyone or contender.goes_everywhere]
-        if device.type == "cuda":
-            # What this process keeps for later would be missing in the others.
-            torch.cuda.empty_cache()
         memory = {contender.name: measure_memory(contender, cell, device, limit) for contender in due}
         _progress(f"quantizers on {device.type}, {number}/{len(cells)}: {cell}, time")
         times = time_cell(due, memory, cell, device, limit, seconds)

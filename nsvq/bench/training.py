@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nsvq.bench.quantizers import BASELINE
+from nsvq.bench.contenders import BASELINE
 from nsvq.bench.timing import Spread, spread, take_turns
 from nsvq.bench.training_settings import TrainingSetting, training_quantizers
 from nsvq.bench.workload import synchronize, timed_step

@@ -1,4 +1,4 @@
-"""The Triton kernels through Triton's interpreter, on the CPU, and their compilation for an H100 without one."""
+"""The Triton kernels, on a GPU or else in Triton's interpreter, and their compilation for an H100 without one."""
 
 import importlib
 import math
@@ -18,6 +18,7 @@ KERNELS = tuple(WEIGHT)
 BANDWIDTHS = [1e-8, 1e-3, 0.1, 1.0, 30.0, 1e4]
 SHAPES = [(1, 1, 1), (1, 40, 3), (33, 1, 4), (33, 70, 1), (50, 129, 3), (40, 100, 16), (40, 65, 64), (20, 40, 100)]
 SHAPES += [(20, 33, 256)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def belongs(name):
@@ -26,8 +27,15 @@ def belongs(name):
 
 @pytest.fixture(scope="module")
 def ops():
-    """The modules, imported with the interpreter on; Triton too, because its own library functions are decorated."""
+    """The modules, without a GPU imported with the interpreter on.
+
+    Triton too is imported anew then, because its own library functions are decorated.
+    """
     import nsvq.ops
+
+    if DEVICE == "cuda":
+        yield SimpleNamespace(**{name: importlib.import_module(f"nsvq.ops.triton_{name}") for name in NAMES})
+        return
 
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if belongs(name)}
     with pytest.MonkeyPatch.context() as patch:
@@ -41,6 +49,12 @@ def ops():
         vars(nsvq.ops).pop(f"triton_{name}", None)
         if f"nsvq.ops.triton_{name}" in before:
             setattr(nsvq.ops, f"triton_{name}", before[f"nsvq.ops.triton_{name}"])
+
+
+@pytest.fixture(autouse=True)
+def default_device():
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture
@@ -149,13 +163,12 @@ def test_packed_scores_order_by_score_then_by_falling_index_and_unpack(ops):
     @triton.jit
     def pack_all(scores, indices, packed, size: tl.constexpr):
         places = tl.arange(0, size)
-        tl.store(packed + places, ops.tiles.pack(tl.load(scores + places), tl.load(indices + places)))
+        tl.store(packed + places, pack(tl.load(scores + places), tl.load(indices + places)))  # noqa: F821
 
     scores = torch.tensor([-math.inf, -1e30, -2.0, -1e-40, 0.0, 1e-40, 3.0, 3.0])
     indices = torch.tensor([0, 2**31 - 1, 5, 1, 7, 2, 9, 8], dtype=torch.int32)
     packed = torch.empty(8, dtype=torch.int64)
-    pack_all.fn.__globals__["ops"] = ops
-    pack_all.fn.__globals__["tl"] = tl
+    pack_all.fn.__globals__.update(pack=ops.tiles.pack, tl=tl)
     pack_all[(1,)](scores, indices, packed, 8)
     assert packed.diff().gt(0).all()
     unpacked_scores, unpacked_indices = ops.tiles.unpack(packed)
