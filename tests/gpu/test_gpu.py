@@ -12,7 +12,7 @@ import torch
 import nsvq.quantizers
 from nsvq.cli.loading import load_run
 from nsvq.ops import nearest_codes
-from nsvq.quantizers import NSVQ, FactorizedVQ, Quantizer, SimVQ, TransVQ, VanillaVQ
+from nsvq.quantizers import FactorizedVQ, Quantizer, SimVQ, TransVQ
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -67,25 +67,8 @@ def test_a_step_on_the_gpu_is_the_cpus_in_float64(cls, backend, precision, monke
         assert actual.keys() == expected.keys()
         for name, value in expected.items():
             largest = value.abs().max().item()
-            torch.testing.assert_close(
-                actual[name], value, rtol=0, atol=2e-4 * largest, msg=lambda m, n=name: f"{n}: {m}"
-            )
-
-
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_two_steps_on_the_gpu_agree_to_the_bit(backend, monkeypatch):
-    monkeypatch.setenv("NSVQ_BACKEND", backend)
-    torch.manual_seed(0)
-    for quantizer in (VanillaVQ(64, 8192), NSVQ(64, 8192), NSVQ(64, 8192, kernel="clamped_softmax")):
-        quantizer.cuda()
-        z = torch.randn(4096, 64, device="cuda")
-        results = []
-        for _ in range(2):
-            quantizer.zero_grad()
-            results.append(run(quantizer, z))
-        assert results[0][0].equal(results[1][0])
-        for name, value in results[0][1].items():
-            assert value.equal(results[1][1][name]), (type(quantizer).__name__, name)
+            error = (actual[name] - value).abs().max().item()
+            assert error <= tolerance * largest, (name, error, largest)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
