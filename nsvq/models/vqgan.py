@@ -173,7 +173,9 @@ class VQGAN(Tokenizer):
             self.log_training(losses | watched, loss)
             full = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
             for value, optimizer in backward:
-                self.manual_backward(value / self.accumulate_grad_batches)
+                # Lightning's autocast is on in here, and would shorten the products of the quantizer's gradients.
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(value / self.accumulate_grad_batches)
                 if full:
                     optimizer.step()
                     optimizer.zero_grad()

@@ -29,7 +29,8 @@ SMALL = ["--data.samples_per_epoch=640", "--trainer.enable_progress_bar=false", 
 def run(quantizer, z):
     """Return what a training step computes, on the CPU in float64, and the quantizer's state after it."""
     z = z.clone().requires_grad_()
-    out = quantizer.train()(z)
+    with torch.autocast("cuda", torch.bfloat16):
+        out = quantizer.train()(z)
     (out.loss + out.quantized.square().mean()).backward()
     gradients = {name: p.grad for name, p in quantizer.named_parameters() if p.grad is not None}
     values = {"quantized": out.quantized, "loss": out.loss, "latents' gradient": z.grad, **gradients}
@@ -56,13 +57,12 @@ def test_a_step_on_the_gpu_is_the_cpus_in_float64(cls, backend, precision, monke
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        with torch.autocast("cuda", torch.bfloat16):
-            actual_indices, actual = run(quantizer, z.cuda())
+        actual_indices, actual = run(quantizer, z.cuda())
     finally:
         torch.set_float32_matmul_precision(before)
     assert (actual_indices == indices).float().mean() > 0.99
     # The transforms of codes are networks, which TF32 is allowed in.
-    tolerance = 1e-2 if precision == "medium" and cls in (FactorizedVQ, SimVQ, TransVQ) else 2e-4
+    tolerance = 2e-2 if precision == "medium" and cls in (FactorizedVQ, SimVQ, TransVQ) else 2e-4
     if actual_indices.equal(indices):
         assert actual.keys() == expected.keys()
         for name, value in expected.items():

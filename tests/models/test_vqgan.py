@@ -345,6 +345,14 @@ def test_bfloat16_training_keeps_losses_and_weights_in_float32():
     assert all(torch.tensor(list(row.values())).isfinite().all() for row in record.logged)
 
 
+def test_gradients_are_taken_outside_of_autocast():
+    model = build(SimVQ)
+    half = []
+    model.quantizer.transform.weight.register_hook(lambda _: half.append(torch.is_autocast_enabled("cpu")))
+    fit(model, precision="bf16-mixed")
+    assert half == [False, False]
+
+
 def test_the_same_seed_gives_the_same_run():
     def run():
         record = Record()
