@@ -14,11 +14,13 @@ from nsvq.analysis.report import html_report
 from nsvq.analysis.runs import Run, find_runs
 from nsvq.analysis.seeds import MissingSeedsWarning, paired_differences, seed_means
 from nsvq.analysis.settings import option, run_settings, run_variants
+from nsvq.analysis.snapshots import codes_figure
 
 __all__ = [
     "MissingSeedsWarning",
     "Run",
     "bandwidth_figure",
+    "codes_figure",
     "comparison_figure",
     "comparison_table",
     "correlation_table",

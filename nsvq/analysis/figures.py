@@ -7,7 +7,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from nsvq.analysis.runs import Run
 
@@ -45,7 +47,7 @@ def curves_figure(curves: pd.DataFrame, measures: Sequence[str] = tuple(PANELS))
             _band(panel, group, measure, factor, _style(number, name))
         _dress(panel, title, "training step", label)
         if logarithmic:
-            panel.set_yscale("log")
+            _logarithmic(panel.yaxis)
         elif factor == 100:
             panel.set_ylim(-2, 102)
     _legend(figure, grid[0])
@@ -70,8 +72,8 @@ def rank_frequency_figure(runs: Sequence[Run], labels: Sequence[str]) -> Figure:
             continue
         shares = np.sort(counts[counts > 0])[::-1] / counts.sum()
         panel.plot(np.arange(1, len(shares) + 1), shares, **_style(number, f"{label}: {len(shares)} of {len(counts)}"))
-    panel.set_xscale("log")
-    panel.set_yscale("log")
+    _logarithmic(panel.xaxis)
+    _logarithmic(panel.yaxis)
     _dress(panel, "Use of codes in the last validation", "rank of the code", "share of tokens")
     _legend(figure, panel)
     return figure
@@ -95,7 +97,7 @@ def quality_figure(table: pd.DataFrame) -> Figure:
         panels[0].scatter(group["quantization_error"], 100 * group["utilization"], label=label, **style)
         panels[1].scatter(group["psnr"], 100 * group["utilization"], **style)
     _dress(panels[0], "Utilization against error", "quantization error, mean ‖u − c‖² / s²", "codes used / %")
-    panels[0].set_xscale("log")
+    _logarithmic(panels[0].xaxis)
     _dress(panels[1], "Utilization against quality", "PSNR / dB", "codes used / %")
     for panel in panels:
         panel.set_ylim(-2, 102)
@@ -118,7 +120,7 @@ def bandwidth_figure(curves: pd.DataFrame) -> Figure:
     for number, (name, group) in enumerate(_groups(measured).items()):
         _band(panel, group, "bandwidth", 1.0, _style(number, name))
     _dress(panel, "Kernel bandwidth", "training step", "τ in squared distance")
-    panel.set_yscale("log")
+    _logarithmic(panel.yaxis)
     _legend(figure, panel)
     return figure
 
@@ -148,7 +150,7 @@ def stress_figure(table: pd.DataFrame, factor: str = "encoder_lr_factor") -> Fig
     _dress(panels[0], "Utilization", where, "codes used in validation / %")
     panels[0].set_ylim(-2, 102)
     _dress(panels[1], "Quantization error", where, "mean ‖u − c‖² / s²")
-    panels[1].set_yscale("log")
+    _logarithmic(panels[1].yaxis)
     _dress(panels[2], "Image quality", where, "PSNR / dB")
     positive = (table[factor] > 0).all()
     for panel in panels:
@@ -191,9 +193,21 @@ def _dress(panel: Axes, title: str, xlabel: str, ylabel: str) -> None:
     panel.grid(alpha=0.3)
 
 
+def _logarithmic(axis: Axis) -> None:
+    """Scale an axis logarithmically, with numbers that stay apart where it spans less than a decade."""
+    set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _legend(figure: Figure, panel: Axes) -> None:
     handles, labels = panel.get_legend_handles_labels()
-    if handles:
-        # As many columns as letters of this size leave room for.
-        columns = int(figure.get_figwidth() * 12 / (max(map(len, labels)) + 8))
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(max(columns, 1), 4), fontsize=9)
+    if not handles:
+        return
+    # As many columns as letters of this size leave room for, and a figure that grows with the rows.
+    columns = min(max(int(figure.get_figwidth() * 12 / (max(map(len, labels)) + 8)), 1), 4)
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(rows - 2, 0))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)

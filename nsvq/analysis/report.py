@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nsvq.analysis.compare import comparison_table, run_labels
+from nsvq.analysis.compare import comparison_table
 from nsvq.analysis.correlations import correlation_table
 from nsvq.analysis.curves import curves_table
 from nsvq.analysis.figures import (
@@ -22,6 +22,7 @@ from nsvq.analysis.figures import (
 from nsvq.analysis.runs import Run
 from nsvq.analysis.seeds import MissingSeedsWarning, paired_differences, seed_means
 from nsvq.analysis.settings import option, run_settings, run_variants
+from nsvq.analysis.snapshots import codes_figure
 
 VALUES = ("utilization", "quantization_error", "perplexity", "psnr", "ssim")
 STRESS = "encoder_lr_factor"
@@ -66,9 +67,16 @@ def _sections(runs: Sequence[Run]) -> Iterator[str]:
     yield "<h2>Utilization and quality</h2>"
     yield _picture(quality_figure(table))
     yield "<h2>Use of codes</h2>"
-    first = table.drop_duplicates(by).index
-    names = run_labels(runs)
-    yield _picture(rank_frequency_figure([runs[place] for place in first], [names[place] for place in first]))
+    first = table.drop_duplicates(by)
+    names = (
+        first["method"] + ", K = " + first["K"].astype(str) + first["setting"].map(lambda text: text and f", {text}")
+    )
+    yield _paragraph("Of each method, size and setting the first seed.")
+    yield _picture(rank_frequency_figure([runs[place] for place in first.index], names))
+    watched = {name: runs[place] for name, place in zip(names, first.index, strict=True) if runs[place].snapshots}
+    if watched:
+        yield "<h2>Codes and latents</h2>"
+        yield _picture(codes_figure(list(watched.values()), list(watched)))
     if "bandwidth" in curves and curves["bandwidth"].notna().any():
         yield "<h2>Bandwidth</h2>"
         yield _picture(bandwidth_figure(curves))

@@ -1,7 +1,7 @@
 """Run folders as data frames."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,12 @@ class Run:
         files = sorted((self.folder / "curves").glob("counts_val_*.npz"))
         counts: np.ndarray | None = np.load(files[-1])["counts"] if files else None
         return counts
+
+    @property
+    def snapshots(self) -> dict[int, Mapping[str, np.ndarray]]:
+        """What `CodebookSnapshots` kept by step: `latents` (n, d), `codes` (k, d) and their `uses` (k,)."""
+        files = sorted((self.folder / "curves").glob("snapshot_*.npz"))
+        return {int(path.stem.rsplit("_", 1)[1]): np.load(path) for path in files}
 
     @property
     def name(self) -> str:

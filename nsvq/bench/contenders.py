@@ -12,7 +12,7 @@ from nsvq.bench.peer import peer_ema_vq, peer_module, peer_simvq, peer_vq
 from nsvq.bench.plain_nsvq import PlainNSVQ
 from nsvq.bench.workload import make_codes
 from nsvq.ops import Kernel
-from nsvq.ops.backend import BACKEND_VARIABLE, PROVEN_ON, Backend
+from nsvq.ops.backend import BACKEND_VARIABLE
 from nsvq.quantizers import (
     EMAVQ,
     NSVQ,
@@ -48,23 +48,21 @@ class Contender:
     goes_everywhere: bool = False
 
 
-class OnBackend(nn.Module):
-    """A quantizer whose search and kernel loss are computed by a given backend.
+class OnTriton(nn.Module):
+    """A quantizer whose search and kernel loss are computed by the Triton kernels.
 
     Args:
         quantizer: A `Quantizer`.
-        backend: What NSVQ_BACKEND says while it computes.
     """
 
-    def __init__(self, quantizer: nn.Module, backend: Backend) -> None:
+    def __init__(self, quantizer: nn.Module) -> None:
         super().__init__()
         self.quantizer = quantizer
-        self.backend = backend
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantize latents of shape (N, D)."""
         before = os.environ.get(BACKEND_VARIABLE)
-        os.environ[BACKEND_VARIABLE] = self.backend
+        os.environ[BACKEND_VARIABLE] = "triton"
         try:
             output: QuantizerOutput = self.quantizer(latents)
         finally:
@@ -77,8 +75,7 @@ class OnBackend(nn.Module):
 def contenders(device: torch.device) -> list[Contender]:
     """List all contenders.
 
-    On a GPU the project's quantizers whose kernels exist twice are there twice: as NSVQ_BACKEND=auto has them, and
-    with the other backend.
+    On a GPU the project's quantizers whose operations exist as Triton kernels too are there twice.
 
     Free code vectors are at the latents' scale, N(0, 1); codebooks that a transform makes stay as they start. "Dense"
     bandwidths are τ = D, about half the mean squared distance of a latent and a code, where no weight underflows;
@@ -104,9 +101,8 @@ def contenders(device: torch.device) -> list[Contender]:
         Contender("autograd NSVQ", _plain, pair_bytes=16),
     ]
     if device.type == "cuda":
-        other: Backend = "torch" if device.type in PROVEN_ON else "triton"
         ours += [
-            replace(contender, name=f"{contender.name} ({other})", build=partial(_on_backend, contender.build, other))
+            replace(contender, name=f"{contender.name} (triton)", build=partial(_on_triton, contender.build))
             for contender in ours
             if contender.name == BASELINE or contender.name.startswith("NSVQ")
         ]
@@ -126,8 +122,8 @@ def _build(cls: Callable[..., Quantizer], dim: int, codes: int) -> Quantizer:
     return cls(dim, codes, commitment_weight=COMMITMENT_WEIGHT)
 
 
-def _on_backend(build: Callable[[int, int], nn.Module], backend: Backend, dim: int, codes: int) -> nn.Module:
-    return OnBackend(build(dim, codes), backend)
+def _on_triton(build: Callable[[int, int], nn.Module], dim: int, codes: int) -> nn.Module:
+    return OnTriton(build(dim, codes))
 
 
 def _free(cls: Callable[..., Quantizer], dim: int, codes: int) -> Quantizer:

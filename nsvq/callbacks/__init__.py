@@ -2,6 +2,7 @@
 
 from nsvq.callbacks.codebook_health import CodebookHealth
 from nsvq.callbacks.codebook_initialization import CodebookInitialization
+from nsvq.callbacks.codebook_snapshots import CodebookSnapshots
 from nsvq.callbacks.curves import CurvesOnDisk, truncate
 from nsvq.callbacks.dead_code_replacement import DeadCodeReplacement
 from nsvq.callbacks.encoder_drift import EncoderDrift
@@ -13,6 +14,7 @@ from nsvq.callbacks.weight_ema import WeightEMA
 __all__ = [
     "CodebookHealth",
     "CodebookInitialization",
+    "CodebookSnapshots",
     "CurvesOnDisk",
     "DeadCodeReplacement",
     "EncoderDrift",

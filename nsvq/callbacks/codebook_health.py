@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from nsvq.callbacks.curves import record, record_counts
+from nsvq.callbacks.curves import record, record_arrays
 from nsvq.callbacks.protocols import tokenizer
 from nsvq.distributed import all_reduce_sum, rank
 from nsvq.metrics import CodebookUsage, QuantizationError
@@ -145,7 +145,7 @@ class CodebookHealth(Callback):
             error = float(self._error_on_all_ranks(split, pl_module.device).compute())
             values[f"{split}/quantization_error"] = error
             self._error[split].reset()
-            record_counts(trainer, split, all_reduce_sum(usage.counts))
+            record_arrays(trainer, f"counts_{split}", counts=all_reduce_sum(usage.counts))
         usage.reset()
         pl_module.log_dict(values)
         row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "split": split}

@@ -16,8 +16,8 @@ class CurvesOnDisk(Callback):
 
     `codebook.csv` (from `CodebookHealth`), `drift.csv` (from `EncoderDrift`) have one row per measurement, appended
     and flushed at once, so that an interrupted run loses nothing. `counts_<split>_<step>.npz` holds per-code counts
-    under the name `counts`. Only rank 0 writes. A run that goes on in the same folder first drops the rows that lie
-    beyond the step it goes on from.
+    under the name `counts`, `snapshot_<step>.npz` what `CodebookSnapshots` took. Only rank 0 writes. A run that goes on
+    in the same folder first drops what lies beyond the step it goes on from.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -27,7 +27,7 @@ class CurvesOnDisk(Callback):
             return
         for path in sorted(folder.glob("*.csv")):
             truncate(path, trainer.global_step)
-        for path in sorted(folder.glob("counts_*_*.npz")):
+        for path in sorted(folder.glob("*_*.npz")):
             if int(path.stem.rsplit("_", 1)[1]) > trainer.global_step:
                 path.unlink()
 
@@ -52,22 +52,23 @@ class CurvesOnDisk(Callback):
                 writer.writeheader()
             writer.writerow(row)
 
-    def save_counts(self, trainer: Trainer, split: str, counts: Tensor) -> None:
-        """Write per-code counts of the present step.
+    def save_arrays(self, trainer: Trainer, name: str, **arrays: Tensor) -> None:
+        """Write arrays of the present step to `<name>_<step>.npz`.
 
         Args:
             trainer: The trainer whose run folder is written to.
-            split: What was counted.
-            counts: How often each code was chosen, int64, shape (K,).
+            name: What they are.
+            arrays: The arrays by their names in the file.
         """
         folder = curves_folder(trainer)
         if folder is None:
             return
-        path = folder / f"counts_{split}_{trainer.global_step:08d}.npz"
+        path = folder / f"{name}_{trainer.global_step:08d}.npz"
         with replacing(path) as part:
             folder.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
-                np.savez_compressed(file, counts=counts.cpu().numpy())
+                plain: dict[str, Any] = {key: array.cpu().numpy() for key, array in arrays.items()}
+                np.savez_compressed(file, **plain)
 
 
 def curves_folder(trainer: Trainer) -> Path | None:
@@ -83,11 +84,11 @@ def record(trainer: Trainer, curve: str, row: dict[str, Any]) -> None:
             callback.append(trainer, curve, row)
 
 
-def record_counts(trainer: Trainer, split: str, counts: Tensor) -> None:
-    """Hand per-code counts to the trainer's `CurvesOnDisk`, if it has one."""
+def record_arrays(trainer: Trainer, name: str, **arrays: Tensor) -> None:
+    """Hand arrays to the trainer's `CurvesOnDisk`, if it has one."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, CurvesOnDisk):
-            callback.save_counts(trainer, split, counts)
+            callback.save_arrays(trainer, name, **arrays)
 
 
 def truncate(path: Path, last_step: int) -> None:

@@ -6,8 +6,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from nsvq.callbacks.curves import record
-from nsvq.callbacks.probe import probe_images
-from nsvq.callbacks.protocols import evaluating, tokenizer
+from nsvq.callbacks.probe import probe_images, probe_state
+from nsvq.callbacks.protocols import tokenizer
 from nsvq.metrics import ProbeState, drift_measures
 
 
@@ -45,8 +45,9 @@ class EncoderDrift(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the first reference, unless a checkpoint brought one."""
+        assert self._probe is not None
         if self._reference is None:
-            self._reference = self._measure(trainer, pl_module)
+            self._reference = probe_state(trainer, pl_module, self._probe)
             self._reference_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -54,7 +55,8 @@ class EncoderDrift(Callback):
         step = trainer.global_step
         if step % self.every_n_steps or step == self._reference_step or self._reference is None:
             return
-        now = self._measure(trainer, pl_module)
+        assert self._probe is not None
+        now = probe_state(trainer, pl_module, self._probe)
         before = ProbeState(*(tensor.to(now.latents.device) for tensor in self._reference))
         measures = drift_measures(now, before)
         pl_module.log_dict({f"drift/{name}": value for name, value in measures.items()})
@@ -73,13 +75,3 @@ class EncoderDrift(Callback):
         if state_dict:
             self._reference_step = state_dict["step"]
             self._reference = ProbeState(*state_dict["reference"])
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> ProbeState:
-        assert self._probe is not None
-        module = tokenizer(pl_module)
-        with evaluating(trainer, pl_module):
-            probe = trainer.precision_plugin.convert_input(self._probe.to(pl_module.device))
-            latents = module.encode(probe)
-            indices = module.quantizer(latents).indices.flatten()
-            searched, codes = module.quantizer.search_space(latents)
-            return ProbeState(searched.clone(), codes.clone(), indices)

@@ -1,11 +1,12 @@
 """Probe images: a fixed, representative part of the validation set."""
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from nsvq.callbacks.protocols import images_of
+from nsvq.callbacks.protocols import evaluating, images_of, tokenizer
+from nsvq.metrics import ProbeState
 
 
 def probe_images(trainer: Trainer, count: int) -> Tensor:
@@ -40,6 +41,26 @@ def probe_images(trainer: Trainer, count: int) -> Tensor:
     if not images:
         raise ValueError("no validation images to take a probe set from")
     return torch.cat(images)[:count]
+
+
+def probe_state(trainer: Trainer, pl_module: LightningModule, probe: Tensor) -> ProbeState:
+    """Encode the probe set as in evaluation.
+
+    Args:
+        trainer: The trainer.
+        pl_module: A module with `.quantizer` and `.encode`.
+        probe: The images.
+
+    Returns:
+        Latents, codes and assignments, copies that training does not change.
+    """
+    module = tokenizer(pl_module)
+    with evaluating(trainer, pl_module):
+        images = trainer.precision_plugin.convert_input(probe.to(pl_module.device))
+        latents = module.encode(images)
+        indices = module.quantizer(latents).indices.flatten()
+        searched, codes = module.quantizer.search_space(latents)
+        return ProbeState(searched.clone(), codes.clone(), indices)
 
 
 def _first(loader: object, count: int) -> list[Tensor]:

@@ -29,6 +29,7 @@ import nsvq.quantizers
 from nsvq.callbacks import (
     CodebookHealth,
     CodebookInitialization,
+    CodebookSnapshots,
     CurvesOnDisk,
     DeadCodeReplacement,
     EncoderDrift,
@@ -134,6 +135,7 @@ CHOICES = {
     "callbacks": [
         *(watcher.__name__ for watcher in WATCHERS.values()),
         CodebookInitialization.__name__,
+        CodebookSnapshots.__name__,
         DeadCodeReplacement.__name__,
         EncoderFreeze.__name__,
     ],

@@ -15,14 +15,12 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Word = TypeVar("Word", bound=str)
 
-# Device types on which the Triton kernels were run, where `auto` takes them. Only Triton's interpreter has run them.
-PROVEN_ON: frozenset[str] = frozenset()
-
 
 def takes_triton(latents: Tensor, codes: Tensor) -> bool:
     """Choose the backend by the environment variable NSVQ_BACKEND: `auto` (default), `torch` or `triton`.
 
-    float64 is always computed by torch.
+    `auto` is torch for now: on an H200 the Triton kernels save memory, not reliably time (`nsvq/ops/README.md`). float64
+    is always computed by torch.
 
     Args:
         latents: Latents, shape (N, d).
@@ -34,8 +32,7 @@ def takes_triton(latents: Tensor, codes: Tensor) -> bool:
     Raises:
         ValueError: If the variable holds another word, or Triton is asked for and cannot run here.
     """
-    backend = _choice(BACKEND_VARIABLE, BACKENDS)
-    if codes.itemsize > 4 or backend == "torch" or (backend == "auto" and latents.device.type not in PROVEN_ON):
+    if _choice(BACKEND_VARIABLE, BACKENDS) != "triton" or codes.itemsize > 4:
         return False
     if find_spec("triton") is None:
         raise ValueError(f"{BACKEND_VARIABLE}=triton needs the package triton, which is not installed")

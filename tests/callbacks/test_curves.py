@@ -51,7 +51,9 @@ def test_a_run_that_goes_on_drops_what_lies_beyond_its_step(trainer, tmp_path):
     curves = CurvesOnDisk()
     for step in (10, 20, 30):
         curves.append(trainer, "codebook", {"step": step, "tokens": 1})
-        curves.save_counts(SimpleNamespace(**{**vars(trainer), "global_step": step}), "val", torch.arange(step))
+        curves.save_arrays(
+            SimpleNamespace(**{**vars(trainer), "global_step": step}), "counts_val", counts=torch.arange(step)
+        )
     curves.on_train_start(trainer, None)
     curves.append(trainer, "codebook", {"step": 25, "tokens": 1})
     assert (tmp_path / "curves" / "codebook.csv").read_text().splitlines() == ["step,tokens", "10,1", "20,1", "25,1"]
@@ -67,7 +69,7 @@ def test_other_ranks_and_dry_runs_write_nothing(trainer, tmp_path, where):
     curves = CurvesOnDisk()
     curves.on_train_start(trainer, None)
     curves.append(trainer, "drift", {"step": 1})
-    curves.save_counts(trainer, "val", torch.zeros(3))
+    curves.save_arrays(trainer, "counts_val", counts=torch.zeros(3))
     assert not any(tmp_path.iterdir())
 
 
