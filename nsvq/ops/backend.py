@@ -19,7 +19,7 @@ Word = TypeVar("Word", bound=str)
 def takes_triton(latents: Tensor, codes: Tensor) -> bool:
     """Choose the backend by the environment variable NSVQ_BACKEND: `auto` (default), `torch` or `triton`.
 
-    `auto` is torch for now: on an H200 the Triton kernels save memory, not reliably time (`nsvq/ops/README.md`). float64
+    `auto` is torch: on an H200 the Triton kernels save memory, not reliably time (see `nsvq/ops/README.md`). float64
     is always computed by torch.
 
     Args:
