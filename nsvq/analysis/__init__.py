@@ -10,9 +10,15 @@ from nsvq.analysis.figures import (
     rank_frequency_figure,
     stress_figure,
 )
-from nsvq.analysis.report import html_report
+from nsvq.analysis.report import html_report, save_report_parts
 from nsvq.analysis.runs import Run, find_runs
-from nsvq.analysis.seeds import MissingSeedsWarning, paired_differences, seed_means
+from nsvq.analysis.seeds import (
+    MissingSeedsWarning,
+    format_differences,
+    format_means,
+    paired_differences,
+    seed_means,
+)
 from nsvq.analysis.settings import option, run_settings, run_variants
 from nsvq.analysis.snapshots import codes_figure
 
@@ -27,6 +33,8 @@ __all__ = [
     "curves_figure",
     "curves_table",
     "find_runs",
+    "format_differences",
+    "format_means",
     "format_table",
     "html_report",
     "option",
@@ -37,6 +45,7 @@ __all__ = [
     "run_labels",
     "run_settings",
     "run_variants",
+    "save_report_parts",
     "seed_means",
     "stress_figure",
 ]

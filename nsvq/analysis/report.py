@@ -1,10 +1,12 @@
-"""One page of everything that some runs show."""
+"""Everything that some runs show: one page, or its tables and figures as files."""
 
 import base64
 import html
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,12 +22,13 @@ from nsvq.analysis.figures import (
     stress_figure,
 )
 from nsvq.analysis.runs import Run
-from nsvq.analysis.seeds import MissingSeedsWarning, paired_differences, seed_means
+from nsvq.analysis.seeds import MissingSeedsWarning, format_differences, format_means, paired_differences, seed_means
 from nsvq.analysis.settings import option, run_settings, run_variants
 from nsvq.analysis.snapshots import codes_figure
 
 VALUES = ("utilization", "quantization_error", "perplexity", "psnr", "ssim")
 STRESS = "encoder_lr_factor"
+WARNING = 'p class="warning"'
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto; }
@@ -34,6 +37,30 @@ th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
 .warning { background: #fff3cd; padding: .6rem 1rem; border-left: 4px solid #d39e00; }
 """
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text; `tag` is its HTML element."""
+
+    text: str
+    tag: str = "p"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its name."""
+
+    name: str
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its name."""
+
+    name: str
+    figure: Figure
 
 
 def html_report(runs: Sequence[Run], title: str) -> str:
@@ -46,55 +73,76 @@ def html_report(runs: Sequence[Run], title: str) -> str:
     Returns:
         HTML with its pictures inside; nothing in it points outside.
     """
-    body = "\n".join(_sections(runs))
+    body = "\n".join(map(_html, _parts(runs)))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
 
 
-def _sections(runs: Sequence[Run]) -> Iterator[str]:
+def save_report_parts(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Write what is on the page as files of its own: tables as Markdown and CSV, figures as PNG.
+
+    Args:
+        runs: The runs.
+        folder: Where to; made if it is not there.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for part in _parts(runs):
+        if isinstance(part, Table):
+            files += [folder / f"{part.name}.md", folder / f"{part.name}.csv"]
+            files[-2].write_text(_markdown(part.frame))
+            part.frame.to_csv(files[-1], index=False)
+        elif isinstance(part, Picture):
+            files.append(folder / f"{part.name}.png")
+            part.figure.savefig(files[-1], dpi=110)
+    return files
+
+
+def _parts(runs: Sequence[Run]) -> Iterator[Text | Table | Picture]:
     table, curves = comparison_table(runs), curves_table(runs)
     table["method"] = run_variants(runs)
     table.insert(4, "setting", run_settings(runs))
     by = ["method", "K", "setting"]
-    yield _paragraph(f"{len(runs)} runs. Every number is of the last validation of a run, at the step that is given.")
-    yield "<h2>Over seeds</h2>"
+    yield Text(f"{len(runs)} runs. Every number is of the last validation of a run, at the step that is given.")
+    yield Text("Over seeds", "h2")
     yield from _over_seeds(table, by)
-    yield "<h2>Curves</h2>"
-    yield _paragraph("Lines are means over seeds; bands reach from the smallest to the largest seed.")
-    yield _picture(curves_figure(curves))
-    yield "<h2>Utilization and quality</h2>"
-    yield _picture(quality_figure(table))
-    yield "<h2>Use of codes</h2>"
+    yield Text("Curves", "h2")
+    yield Text("Lines are means over seeds; bands reach from the smallest to the largest seed.")
+    yield Picture("curves", curves_figure(curves))
+    yield Text("Utilization and quality", "h2")
+    yield Picture("quality", quality_figure(table))
+    yield Text("Use of codes", "h2")
     first = table.drop_duplicates(by)
-    names = (
-        first["method"] + ", K = " + first["K"].astype(str) + first["setting"].map(lambda text: text and f", {text}")
-    )
-    yield _paragraph("Of each method, size and setting the first seed.")
-    yield _picture(rank_frequency_figure([runs[place] for place in first.index], names))
+    names = [", ".join(filter(None, row)) for row in (first[by].assign(K="K = " + first["K"].astype(str))).to_numpy()]
+    yield Text("Of each method, size and setting the first seed.")
+    yield Picture("use_of_codes", rank_frequency_figure([runs[place] for place in first.index], names))
     watched = {name: runs[place] for name, place in zip(names, first.index, strict=True) if runs[place].snapshots}
     if watched:
-        yield "<h2>Codes and latents</h2>"
-        yield _picture(codes_figure(list(watched.values()), list(watched)))
+        yield Text("Codes and latents", "h2")
+        yield Picture("codes", codes_figure(list(watched.values()), list(watched)))
     if "bandwidth" in curves and curves["bandwidth"].notna().any():
-        yield "<h2>Bandwidth</h2>"
-        yield _picture(bandwidth_figure(curves))
+        yield Text("Bandwidth", "h2")
+        yield Picture("bandwidth", bandwidth_figure(curves))
     table[STRESS] = [option(run, f"model.{STRESS}") for run in runs]
     if table[STRESS].nunique() > 1:
-        yield "<h2>Drift stress test</h2>"
-        yield _picture(stress_figure(table))
-    yield "<h2>Drift and codes</h2>"
-    yield _paragraph(
+        yield Text("Drift stress test", "h2")
+        yield Picture("stress", stress_figure(table))
+    yield Text("Drift and codes", "h2")
+    yield Text(
         "Spearman's rank correlation. Within: over the steps of a run, mean over runs; partial: with the step "
         "controlled for; across: last values over runs."
     )
-    yield _html_table(correlation_table(curves))
-    yield "<h2>Runs</h2>"
-    yield _html_table(table.drop(columns=STRESS))
+    yield Table("correlations", correlation_table(curves))
+    yield Text("Runs", "h2")
+    yield Table("runs", table.drop(columns=STRESS))
 
 
-def _over_seeds(table: pd.DataFrame, by: list[str]) -> Iterator[str]:
+def _over_seeds(table: pd.DataFrame, by: list[str]) -> Iterator[Text | Table]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", MissingSeedsWarning)
@@ -105,48 +153,32 @@ def _over_seeds(table: pd.DataFrame, by: list[str]) -> Iterator[str]:
                 if table["method"].nunique() > 1
             ]
     except ValueError as error:
-        yield _warning(f"No statistics over seeds: {error}")
+        yield Text(f"No statistics over seeds: {error}", WARNING)
         return
     for warning in caught:
         if issubclass(warning.category, MissingSeedsWarning):
-            yield _warning(f"Missing seeds: {warning.message}")
-    means["text"] = _intervals(means["mean"], means)
-    wide = means.pivot_table(index=by, columns="value", values="text", aggfunc="first", sort=False)
-    seeds = means.groupby(by, sort=False)["seeds"].max()
-    yield _paragraph("Mean [95 % interval by Student's t over seeds].")
-    yield _html_table(wide[list(VALUES)].assign(seeds=seeds).reset_index().rename_axis(columns=None))
+            yield Text(f"Missing seeds: {warning.message}", WARNING)
+    yield Text("Mean ± half of its 95 % interval by Student's t over seeds.")
+    yield Table("seeds", format_means(means, by))
     for difference in differences:
         if len(difference):
             reference = table["method"].iloc[0]
-            yield _paragraph(f"Difference to {reference} on equal seeds, mean [95 % interval], seeds above 0.")
-            shares = difference["positive"].astype(str) + "/" + difference["seeds"].astype(str)
-            difference["text"] = _intervals(difference["difference"], difference) + ", " + shares
-            keys = ["method", "K", "setting"]
-            wide = difference.pivot_table(index=keys, columns="value", values="text", aggfunc="first", sort=False)
-            yield _html_table(wide[list(VALUES)].reset_index().rename_axis(columns=None))
+            yield Text(f"Difference to {reference} on equal seeds, in brackets the seeds in which it is above 0.")
+            yield Table("differences", format_differences(difference, by))
 
 
-def _intervals(means: pd.Series, table: pd.DataFrame) -> pd.Series:
-    """Lay means and the intervals in a table's `low` and `high` out as text."""
-    rows = zip(means, table["low"], table["high"], strict=True)
-    texts = [f"{mean:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low == low else "") for mean, low, high in rows]
-    return pd.Series(texts, index=means.index)
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    text: str = table.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format, escape=True)
-    return text
-
-
-def _picture(figure: Figure) -> str:
+def _html(part: Text | Table | Picture) -> str:
+    if isinstance(part, Text):
+        return f"<{part.tag}>{html.escape(part.text)}</{part.tag.split()[0]}>"
+    if isinstance(part, Table):
+        text: str = part.frame.to_html(index=False, border=0, na_rep="–", float_format="{:.4g}".format, escape=True)
+        return text
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    part.figure.savefig(data, format="png", dpi=110)
+    return f'<img alt="{part.name}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
-
-
-def _warning(text: str) -> str:
-    return f'<p class="warning">{html.escape(text)}</p>'
+def _markdown(frame: pd.DataFrame) -> str:
+    rows = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row] for row in frame.to_numpy()]
+    lines = [list(map(str, frame.columns)), ["---"] * len(frame.columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

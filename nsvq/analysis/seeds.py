@@ -8,6 +8,14 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
+# What a value is called, what it is multiplied by and how it is rounded where people read it.
+SHOWN = {
+    "utilization": ("utilization / %", 100, "{:.1f}"),
+    "quantization_error": ("quantization error", 1, "{:.4f}"),
+    "perplexity": ("perplexity", 1, "{:.0f}"),
+    "psnr": ("PSNR / dB", 1, "{:.2f}"),
+    "ssim": ("SSIM", 1, "{:.3f}"),
+}
 
 
 class MissingSeedsWarning(UserWarning):
@@ -108,6 +116,63 @@ def paired_differences(
                 }
             )
     result: pd.DataFrame = pd.DataFrame(rows)
+    return result
+
+
+def format_means(means: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Lay means over seeds out for reading.
+
+    Args:
+        means: What `seed_means` returned.
+        by: Its columns that name a group; those that are empty or equal throughout are left out.
+
+    Returns:
+        One row a group: the mean of each value ± half of its interval, and the number of seeds.
+    """
+    texts = [
+        _with_half_width(value, mean, high - mean, "")
+        for value, mean, high in zip(means["value"], means["mean"], means["high"], strict=True)
+    ]
+    table = _widen(means.assign(text=texts), by)
+    seeds: pd.Series = means.groupby(list(by), sort=False, dropna=False)["seeds"].max()
+    result: pd.DataFrame = table.assign(seeds=seeds.to_numpy())
+    return result
+
+
+def format_differences(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Lay differences to a reference out for reading.
+
+    Args:
+        differences: What `paired_differences` returned.
+        by: Its columns that name a group, see `format_means`.
+
+    Returns:
+        One row a group: the mean difference of each value ± half of its interval, and in how many seeds of how many it
+        is above 0.
+    """
+    columns = (differences[name] for name in ("value", "difference", "high", "positive", "seeds"))
+    texts = [
+        f"{_with_half_width(value, mean, high - mean, '+')} ({positive}/{seeds})"
+        for value, mean, high, positive, seeds in zip(*columns, strict=True)
+    ]
+    return _widen(differences.assign(text=texts), by)
+
+
+def _with_half_width(value: str, mean: float, half: float, sign: str) -> str:
+    _, factor, pattern = SHOWN.get(value, (value, 1, "{:.4g}"))
+    if mean != mean:
+        return "–"
+    text = pattern.replace(":", f":{sign}").format(factor * mean)
+    return text if half != half else f"{text} ± {pattern.format(factor * half)}"
+
+
+def _widen(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    wide: pd.DataFrame = table.pivot_table(index=list(by), columns="value", values="text", aggfunc="first", sort=False)
+    wide = wide[list(table["value"].unique())]
+    wide.columns = pd.Index([SHOWN.get(name, (name,))[0] for name in wide.columns])
+    wide = wide.reset_index()
+    told = [name for name in by[1:] if wide[name].nunique() < 2 and name != "K"]
+    result: pd.DataFrame = wide.drop(columns=told)
     return result
 
 

@@ -16,6 +16,7 @@ from nsvq.analysis import (
     option,
     quality_figure,
     rank_frequency_figure,
+    save_report_parts,
     stress_figure,
 )
 
@@ -128,3 +129,24 @@ def test_the_report_is_one_file_and_shows_the_stress_test(stressed):
 
 def test_the_report_names_missing_seeds(stressed):
     assert "Missing seeds: NSVQ, K 16, setting encoder_lr_factor=5.0 lacks seed 1" in html_report(stressed[:3], "t")
+
+
+def test_parts_of_the_report_are_files(stressed, tmp_path):
+    files = save_report_parts(stressed, tmp_path / "parts")
+    names = {path.name for path in files}
+    assert names >= {"seeds.md", "seeds.csv", "differences.md", "runs.csv", "curves.png", "stress.png"} - {"differences.md"}
+    assert all(path.is_file() for path in files)
+    assert (tmp_path / "parts" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    head, _, *rows = (tmp_path / "parts" / "seeds.md").read_text().splitlines()
+    assert head.startswith("| method | K | setting | utilization / % | quantization error |")
+    assert len(rows) == len(pd.read_csv(tmp_path / "parts" / "seeds.csv")) == 2
+
+
+def test_a_legend_of_many_lines_leaves_the_panels_their_height(synthetic_run):
+    runs = [Run(synthetic_run(f"r{size}", codebook_size=size)) for size in range(10, 40)]
+    few, many = (curves_figure(curves_table(some), ["utilization"]) for some in (runs[:2], runs))
+    heights = []
+    for figure in (few, many):
+        figure.canvas.draw()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.8 * heights[0]

@@ -119,6 +119,11 @@ def test_a_run_in_bfloat16_goes_on_and_loads_on_a_cpu(name, words, tmp_path):
 
 def test_a_vqgan_trains_on_the_gpu(tmp_path):
     words = ["fit", "--config", EXPERIMENTS / "vqgan_tiny.yaml", "--trainer", EXPERIMENTS / "trainer/gpu.yaml", *SMALL]
-    words += ["--trainer.max_steps=40", "--model.adversarial.discriminator_start=0", "--model.adversarial.start=10", "--version=run"]
+    words += [
+        "--trainer.max_steps=40",
+        "--model.adversarial.discriminator_start=0",
+        "--model.adversarial.start=10",
+        "--version=run",
+    ]
     nsvq_program(tmp_path, *map(str, words))
     assert json.loads((tmp_path / "runs" / "vqgan_tiny" / "run" / "environment.json").read_text())["train_steps"] == 40
