@@ -1,4 +1,4 @@
-"""Analysis of run folders; needs neither torch nor lightning."""
+"""Analysis of runs, from their folders or from W&B; needs neither torch nor lightning."""
 
 from nsvq.analysis.compare import comparison_figure, comparison_table, format_table, run_labels
 from nsvq.analysis.correlations import correlation_table, partial_spearman
@@ -14,6 +14,7 @@ from nsvq.analysis.report import html_report
 from nsvq.analysis.runs import Run, find_runs
 from nsvq.analysis.seeds import MissingSeedsWarning, paired_differences, seed_means
 from nsvq.analysis.settings import option, run_settings, run_variants
+from nsvq.analysis.wandb_runs import wandb_curves
 
 __all__ = [
     "MissingSeedsWarning",
@@ -37,4 +38,5 @@ __all__ = [
     "run_variants",
     "seed_means",
     "stress_figure",
+    "wandb_curves",
 ]
