@@ -126,7 +126,7 @@ def test_an_allowed_import_passes(path, source):
     ("module", "light_of"),
     [
         ("nsvq", ["torch", "numpy", "lightning"]),
-        ("nsvq.analysis", ["torch", "lightning"]),
+        ("nsvq.analysis", ["torch", "lightning", "wandb"]),
         ("nsvq.sweeps", ["torch", "lightning"]),
     ],
 )

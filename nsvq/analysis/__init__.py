@@ -1,4 +1,4 @@
-"""Analysis of run folders; needs neither torch nor lightning."""
+"""Analysis of runs, from their folders or from W&B; needs neither torch nor lightning."""
 
 from nsvq.analysis.compare import comparison_figure, comparison_table, format_table, run_labels
 from nsvq.analysis.correlations import correlation_table, partial_spearman
@@ -21,6 +21,7 @@ from nsvq.analysis.seeds import (
 )
 from nsvq.analysis.settings import option, run_settings, run_variants
 from nsvq.analysis.snapshots import codes_figure
+from nsvq.analysis.wandb_runs import wandb_curves
 
 __all__ = [
     "MissingSeedsWarning",
@@ -48,4 +49,5 @@ __all__ = [
     "save_report_parts",
     "seed_means",
     "stress_figure",
+    "wandb_curves",
 ]

@@ -1,9 +1,10 @@
 """The curves of runs as one tidy table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from nsvq.analysis.configuration import Configured
 from nsvq.analysis.runs import Run
 from nsvq.analysis.settings import run_settings, run_variants
 
@@ -31,32 +32,55 @@ def curves_table(runs: Sequence[Run]) -> pd.DataFrame:
         measures of `curves/drift.csv`; of training `bandwidth` (squared distance) and `training_loss`. nan where a step
         has no measurement.
     """
-    frames = []
+    return join_curves(runs, [_curves(run) for run in runs])
+
+
+def join_curves(runs: Sequence[Configured], curves: Sequence[Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """Join the curves of each run by step, and those of all runs to one table.
+
+    Args:
+        runs: The runs.
+        curves: For each run frames with a column `step`, of which a step's last row counts, and columns of their own.
+
+    Returns:
+        `run`, `method`, `K`, `seed`, `setting` and `step` as in `curves_table`, then the curves' columns.
+    """
+    tables = []
     names = zip(run_variants(runs), run_settings(runs), strict=True)
-    for number, (run, (method, setting)) in enumerate(zip(runs, names, strict=True)):
-        frame = _curves(run)
+    for number, (run, frames, (method, setting)) in enumerate(zip(runs, curves, names, strict=True)):
+        table: pd.DataFrame = pd.DataFrame({"step": pd.Series(dtype=int)})
+        for frame in frames:
+            table = table.merge(frame.drop_duplicates("step", keep="last"), on="step", how="outer")
+        table = table.sort_values("step", ignore_index=True)
         about = {"run": number, "method": method, "K": run.codebook_size, "seed": run.seed, "setting": setting}
         for place, (name, value) in enumerate(about.items()):
-            frame.insert(place, name, value)
-        frames.append(frame)
-    table: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return table
+            table.insert(place, name, value)
+        tables.append(table)
+    joined: pd.DataFrame = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return joined
 
 
-def _curves(run: Run) -> pd.DataFrame:
-    parts = []
+def logged_curves(logged: pd.DataFrame, names: Mapping[str, str]) -> list[pd.DataFrame]:
+    """Take curves out of what a logger recorded.
+
+    Args:
+        logged: Logged values by the logger's `step`, one column a name.
+        names: The curves' columns by logged name; a name that was never logged has no curve.
+    """
+    curves = []
+    for name, column in names.items():
+        if name in logged:
+            values = logged.dropna(subset=[name]).rename(columns={name: column})[["step", column]]
+            # Loggers count from 0, so that the first step's row has the number 0.
+            curves.append(values.assign(step=values["step"] + 1))
+    return curves
+
+
+def _curves(run: Run) -> list[pd.DataFrame]:
+    curves = []
     if "split" in run.codebook:
         validation = run.codebook[run.codebook["split"] == "val"].rename(columns=USAGE)
-        parts.append(validation[["step", *(name for name in USAGE.values() if name in validation)]])
+        curves.append(validation[["step", *(name for name in USAGE.values() if name in validation)]])
     if "step" in run.drift:
-        parts.append(run.drift[["step", *(name for name in DRIFT if name in run.drift)]])
-    for logged, name in METRICS.items():
-        if logged in run.metrics:
-            # Loggers count from 0, so that the first step's row has the number 0.
-            values = run.metrics.dropna(subset=[logged]).rename(columns={logged: name})[["step", name]]
-            parts.append(values.assign(step=values["step"] + 1))
-    table: pd.DataFrame = pd.DataFrame({"step": pd.Series(dtype=int)})
-    for part in parts:
-        table = table.merge(part.drop_duplicates("step", keep="last"), on="step", how="outer")
-    ordered: pd.DataFrame = table.sort_values("step", ignore_index=True)
-    return ordered
+        curves.append(run.drift[["step", *(name for name in DRIFT if name in run.drift)]])
+    return [*curves, *logged_curves(run.metrics, METRICS)]

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from nsvq.analysis.configuration import Configuration
+
 
 @dataclass(frozen=True)
 class Run:
@@ -71,33 +73,22 @@ class Run:
     @property
     def method(self) -> str:
         """The quantizer's class, marked where codes were set from data or dead ones replaced."""
-        quantizer: str = self._init_args["quantizer"]["class_path"].rsplit(".", 1)[-1]
-        callbacks = self.config.get("trainer", {}).get("callbacks") or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        names = [callback["class_path"].rsplit(".", 1)[-1] for callback in callbacks]
-        marks = {"CodebookInitialization": "initialization", "DeadCodeReplacement": "replacement"}
-        return " + ".join([quantizer, *(mark for name, mark in marks.items() if name in names)])
+        return Configuration(self.config).method
 
     @property
     def codebook_size(self) -> int:
         """Number of codes K."""
-        size: int = self._init_args["quantizer"]["init_args"]["codebook_size"]
-        return size
+        return Configuration(self.config).codebook_size
 
     @property
     def seed(self) -> Any:
         """The seed that the run was started with."""
-        return self.config.get("seed_everything")
+        return Configuration(self.config).seed
 
     def last(self, name: str) -> float:
         """Return the last logged value of a name in `metrics.csv`, nan if it was never logged."""
         values = self.metrics[name].dropna() if name in self.metrics else pd.Series(dtype=float)
         return float(values.iloc[-1]) if len(values) else float("nan")
-
-    @property
-    def _init_args(self) -> dict[str, Any]:
-        args: dict[str, Any] = self.config["model"]["init_args"]
-        return args
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -134,9 +125,9 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def _is_run(config: Path) -> bool:
     try:
         content = yaml.safe_load(config.read_text())
-        if "class_path" not in content["model"]["init_args"]["quantizer"]:
-            return False
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    if not Configuration(content).has_quantizer:
         return False
     # `validate`, `test` and `predict` leave folders too.
     return "nsvq fit" in Run(config.parent).environment.get("command", "nsvq fit")

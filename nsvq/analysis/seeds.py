@@ -124,7 +124,7 @@ def format_means(means: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Args:
         means: What `seed_means` returned.
-        by: Its columns that name a group; those that are empty or equal throughout are left out.
+        by: Its columns that name a group, method and K first; further ones that are equal throughout are left out.
 
     Returns:
         One row a group: the mean of each value ± half of its interval, and the number of seeds.
@@ -167,12 +167,12 @@ def _with_half_width(value: str, mean: float, half: float, sign: str) -> str:
 
 
 def _widen(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    wide: pd.DataFrame = table.pivot_table(index=list(by), columns="value", values="text", aggfunc="first", sort=False)
-    wide = wide[list(table["value"].unique())]
-    wide.columns = pd.Index([SHOWN.get(name, (name,))[0] for name in wide.columns])
-    wide = wide.reset_index()
-    told = [name for name in by[1:] if wide[name].nunique() < 2 and name != "K"]
-    result: pd.DataFrame = wide.drop(columns=told)
+    rows = []
+    for key, group in table.groupby(list(by), sort=False, dropna=False):
+        titles = [SHOWN.get(value, (value,))[0] for value in group["value"]]
+        rows.append(dict(zip(by, key, strict=True)) | dict(zip(titles, group["text"], strict=True)))
+    wide = pd.DataFrame(rows)
+    result: pd.DataFrame = wide.drop(columns=[name for name in by[2:] if wide[name].nunique() < 2])
     return result
 
 

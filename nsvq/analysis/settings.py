@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nsvq.analysis.runs import Run
+from nsvq.analysis.configuration import Configured
 
 # Where a run lies, how it is shown and how far it went.
 IGNORED = ("seed_everything", "runs_dir", "experiment", "version", "ckpt_path", "trainer.logger", "trainer.enable")
@@ -12,14 +12,15 @@ QUANTIZER = "model.quantizer."
 TOLD = ("model.quantizer.class_path", "model.quantizer.codebook_size", "trainer.callbacks")
 
 
-def run_variants(runs: Sequence[Run]) -> list[str]:
+def run_variants(runs: Sequence[Configured]) -> list[str]:
     """Name each run's method, with those options of the quantizer in which runs of the method differ.
 
     Args:
         runs: The runs.
 
     Returns:
-        `NSVQ`, or `TransVQ (width=64)` beside one of another width.
+        `NSVQ`, or `TransVQ (width=64)` beside one of another width. Options that are None are not named: W&B's record
+        of a run has none of them.
     """
     options = [{key: value for key, value in _options(run.config) if key.startswith(QUANTIZER)} for run in runs]
     names = []
@@ -30,14 +31,15 @@ def run_variants(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def run_settings(runs: Sequence[Run]) -> list[str]:
+def run_settings(runs: Sequence[Configured]) -> list[str]:
     """Name the options outside the quantizer in which runs differ.
 
     Args:
         runs: The runs.
 
     Returns:
-        For each run its values of these options, `encoder_lr_factor=5.0, size=64`; empty where all are equal.
+        For each run its values of these options, `encoder_lr_factor=5.0, size=64`, without those that are None; empty
+        where all are equal.
     """
     options = [{key: value for key, value in _options(run.config) if not key.startswith(QUANTIZER)} for run in runs]
     return [_differing(own, options) for own in options]
@@ -48,7 +50,7 @@ def _differing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> s
     return ", ".join(f"{key.rsplit('.', 1)[-1]}={own[key]}" for key in keys)
 
 
-def option(run: Run, name: str) -> Any:
+def option(run: Configured, name: str) -> Any:
     """Return an option of a run by its name on the command line, None if it has none of this name."""
     return dict(_options(run.config, told=())).get(name)
 
@@ -60,5 +62,5 @@ def _options(config: Any, path: tuple[str, ...] = (), told: Sequence[str] = TOLD
     if isinstance(config, Mapping):
         for key, value in config.items():
             yield from _options(value, path if key == "init_args" else (*path, str(key)), told)
-    else:
+    elif config is not None:
         yield name, config

@@ -13,6 +13,8 @@ from nsvq.analysis import (
     Run,
     correlation_table,
     curves_table,
+    format_differences,
+    format_means,
     paired_differences,
     partial_spearman,
     run_settings,
@@ -45,6 +47,18 @@ def test_a_mean_has_students_interval_and_missing_seeds_are_named():
     assert (row["spread"], row["seeds"], row["missing"]) == (3.5, 3, "")
     assert means.loc[("b", 16), "missing"] == "1"
     assert math.isnan(means.loc[("a", 32), "low"])
+
+
+@pytest.mark.filterwarnings("ignore::nsvq.analysis.MissingSeedsWarning")
+def test_means_and_differences_are_laid_out_with_half_of_their_interval():
+    table = TABLE.assign(utilization=[0.5, 0.75, 1.0, 0.9, 1.0, 0.25, 1.0], same="")
+    means = format_means(seed_means(table, ["utilization", "psnr"], ["method", "K", "same"]), ["method", "K", "same"])
+    assert list(means.columns) == ["method", "K", "utilization / %", "PSNR / dB", "seeds"]
+    half = 100 * stats.t.ppf(0.975, 2) * stats.sem([0.5, 0.75, 1.0])
+    assert means.iloc[0].tolist() == ["a", 16, f"75.0 ± {half:.1f}", "2.50 ± 4.48", 3]
+    assert means.iloc[2].tolist() == ["a", 32, "25.0", "7.00", 1]
+    differences = format_differences(paired_differences(table, ["psnr"], "a"), ["method", "K"])
+    assert differences.to_numpy().tolist() == [["b", 16, "+1.25 ± 9.53 (2/2)"], ["b", 32, "-1.00 (0/1)"]]
 
 
 def test_equal_seeds_everywhere_are_no_reason_to_warn():

@@ -1,0 +1,70 @@
+"""What the resolved configuration of a run says about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Configured(Protocol):
+    """A run, wherever it was recorded."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration."""
+
+    @property
+    def method(self) -> str:
+        """The quantizer's class, marked where codes were set from data or dead ones replaced."""
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes K."""
+
+    @property
+    def seed(self) -> Any:
+        """The seed that the run was started with."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A resolved configuration.
+
+    Attributes:
+        config: Its values, nested as in `config.yaml`.
+    """
+
+    config: Mapping[str, Any]
+
+    @property
+    def has_quantizer(self) -> bool:
+        """Whether it is the configuration of a model with a quantizer."""
+        try:
+            return "class_path" in self._init_args["quantizer"]
+        except (KeyError, TypeError):
+            return False
+
+    @property
+    def method(self) -> str:
+        """The quantizer's class, marked where codes were set from data or dead ones replaced."""
+        quantizer: str = self._init_args["quantizer"]["class_path"].rsplit(".", 1)[-1]
+        callbacks = self.config.get("trainer", {}).get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        names = [callback["class_path"].rsplit(".", 1)[-1] for callback in callbacks]
+        marks = {"CodebookInitialization": "initialization", "DeadCodeReplacement": "replacement"}
+        return " + ".join([quantizer, *(mark for name, mark in marks.items() if name in names)])
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes K."""
+        size: int = self._init_args["quantizer"]["init_args"]["codebook_size"]
+        return size
+
+    @property
+    def seed(self) -> Any:
+        """The seed that the run was started with."""
+        return self.config.get("seed_everything")
+
+    @property
+    def _init_args(self) -> Mapping[str, Any]:
+        args: Mapping[str, Any] = self.config["model"]["init_args"]
+        return args
