@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsvq.analysis.runs import Run
+from nsvq.analysis.settings import run_settings, run_variants
 
 
 def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -17,14 +18,16 @@ def comparison_table(runs: Sequence[Run]) -> pd.DataFrame:
         runs: The runs, one row each.
 
     Returns:
-        `run`, `method`, `K`, `seed`, `step` of the validation, `utilization` and its `ceiling` (shares),
-        `training_utilization` (share of codes used in the last full window of training steps), `perplexity` (codes),
-        `quantization_error` (relative to the latents' variance), `psnr` (dB), `ssim`, `dead_codes`, `seconds` of
-        training with all meters on and `seconds_per_step`; nan where a run did not measure it. What `ImageQuality`
-        measured in that validation stands behind `ssim`: `ms_ssim`, `lpips_alex`, `lpips_vgg`, `rfid_n<images>` or
-        `fid_smoke`.
+        `run`, `method` (see `run_variants`), `K`, `seed`, `setting` (see `run_settings`), `step` of the validation,
+        `utilization` and its `ceiling` (shares), `training_utilization` (share of codes used in the last full window of
+        training steps), `perplexity` (codes), `quantization_error` (relative to the latents' variance), `psnr` (dB),
+        `ssim`, `dead_codes`, `seconds` of training with all meters on and `seconds_per_step`; nan where a run did not
+        measure it. What `ImageQuality` measured in that validation stands behind `ssim`: `ms_ssim`, `lpips_alex`,
+        `lpips_vgg`, `rfid_n<images>` or `fid_smoke`.
     """
     table: pd.DataFrame = pd.DataFrame([_row(run, label) for run, label in zip(runs, run_labels(runs), strict=True)])
+    table["method"] = run_variants(runs)
+    table.insert(4, "setting", run_settings(runs))
     return table
 
 
@@ -102,7 +105,7 @@ def format_table(table: pd.DataFrame) -> str:
             formats[column] = "{:.3f}"
         elif "fid_" in column:
             formats[column] = "{:.2f}"
-    text = table.copy().astype(object)
+    text = (table if table["setting"].any() else table.drop(columns="setting")).astype(object)
     for column, pattern in formats.items():
         text[column] = [pattern.format(value) if value == value else "–" for value in table[column]]
     text = text.rename(

@@ -4,6 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+# Callbacks that make another method of a quantizer.
+MARKS = {
+    "CodebookInitialization": "initialization",
+    "DeadCodeReplacement": "replacement",
+    "EncoderFreeze": "encoder frozen from step {from_step}",
+}
+
 
 class Configured(Protocol):
     """A run, wherever it was recorded."""
@@ -14,7 +21,7 @@ class Configured(Protocol):
 
     @property
     def method(self) -> str:
-        """The quantizer's class, marked where codes were set from data or dead ones replaced."""
+        """The quantizer's class, marked where codes are set from data or replaced, or the encoder is frozen."""
 
     @property
     def codebook_size(self) -> int:
@@ -45,13 +52,14 @@ class Configuration:
 
     @property
     def method(self) -> str:
-        """The quantizer's class, marked where codes were set from data or dead ones replaced."""
+        """The quantizer's class, marked where codes are set from data or replaced, or the encoder is frozen."""
         quantizer: str = self._init_args["quantizer"]["class_path"].rsplit(".", 1)[-1]
         callbacks = self.config.get("trainer", {}).get("callbacks") or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        names = [callback["class_path"].rsplit(".", 1)[-1] for callback in callbacks]
-        marks = {"CodebookInitialization": "initialization", "DeadCodeReplacement": "replacement"}
-        return " + ".join([quantizer, *(mark for name, mark in marks.items() if name in names)])
+        options = {one["class_path"].rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
+        return " + ".join(
+            [quantizer, *(mark.format(**options[name]) for name, mark in MARKS.items() if name in options)]
+        )
 
     @property
     def codebook_size(self) -> int:

@@ -18,8 +18,8 @@ PANELS = {
     "quantization_error": ("Quantization error", "mean ‖u − c‖² / s²", 1.0, True),
     "drift_relative": ("Encoder drift", "RMS movement of probe latents / s", 1.0, True),
     "churn": ("Churn", "probe tokens whose code changed / %", 100.0, False),
-    "codebook_lag": ("Codebook lag", "mean distance of codes to the nearest latent / s", 1.0, True),
-    "codebook_scale": ("Codebook scale", "spread of the codes / spread of the latents", 1.0, True),
+    "codebook_lag": ("Codebook lag", "codes' distance to the nearest latent / s", 1.0, True),
+    "codebook_scale": ("Codebook scale", "spread of codes / spread of latents", 1.0, True),
 }
 MARKERS = "os^Dvp*XP<>h"
 

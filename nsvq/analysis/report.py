@@ -23,7 +23,7 @@ from nsvq.analysis.figures import (
 )
 from nsvq.analysis.runs import Run
 from nsvq.analysis.seeds import MissingSeedsWarning, format_differences, format_means, paired_differences, seed_means
-from nsvq.analysis.settings import option, run_settings, run_variants
+from nsvq.analysis.settings import option
 from nsvq.analysis.snapshots import codes_figure
 
 VALUES = ("utilization", "quantization_error", "perplexity", "psnr", "ssim")
@@ -105,8 +105,6 @@ def save_report_parts(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def _parts(runs: Sequence[Run]) -> Iterator[Text | Table | Picture]:
     table, curves = comparison_table(runs), curves_table(runs)
-    table["method"] = run_variants(runs)
-    table.insert(4, "setting", run_settings(runs))
     by = ["method", "K", "setting"]
     yield Text(f"{len(runs)} runs. Every number is of the last validation of a run, at the step that is given.")
     yield Text("Over seeds", "h2")

@@ -194,4 +194,4 @@ def _require_one_run_a_seed(group: pd.DataFrame, name: dict[str, object]) -> Non
 
 
 def _named(name: dict[str, object]) -> str:
-    return ", ".join(f"{value}" if key == "method" else f"{key} {value}" for key, value in name.items())
+    return ", ".join(f"{value}" if key == "method" else f"{key} {value}" for key, value in name.items() if value != "")

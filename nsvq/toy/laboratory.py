@@ -69,7 +69,7 @@ def chase(method: str, motion: str, setup: Setup, seed: int = 0, keep_codes: boo
         keep_codes: Whether the course holds the code vectors.
 
     Returns:
-        The course, measured at step 0 and then every `measure_every` steps.
+        The course, measured at step 0, then every `measure_every` steps, and at the last.
     """
     torch.manual_seed(seed)
     contender = METHODS[method]
@@ -81,7 +81,7 @@ def chase(method: str, motion: str, setup: Setup, seed: int = 0, keep_codes: boo
     unused = torch.zeros(setup.codes, dtype=torch.int64)
     course = Course()
     for step in range(setup.steps + 1):
-        if step % setup.measure_every == 0:
+        if step % setup.measure_every == 0 or step == setup.steps:
             _measure(course, quantizer, MOTIONS[motion](points, progress_at(step, setup.steps)), step, keep_codes)
         if step == setup.steps:
             break

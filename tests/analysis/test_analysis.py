@@ -103,6 +103,10 @@ def test_what_a_run_tells_of_itself(write_run):
         ([{"class_path": "lightning.pytorch.callbacks.Timer"}], "EMAVQ"),
         ([{"class_path": "nsvq.callbacks.DeadCodeReplacement"}], "EMAVQ + replacement"),
         ({"class_path": "nsvq.callbacks.DeadCodeReplacement", "init_args": {}}, "EMAVQ + replacement"),
+        (
+            [{"class_path": "nsvq.callbacks.EncoderFreeze", "init_args": {"from_step": 200}}],
+            "EMAVQ + encoder frozen from step 200",
+        ),
     ],
 )
 def test_the_method_names_the_quantizer_and_the_replacement(write_run, callbacks, method):
@@ -116,7 +120,7 @@ def test_a_run_that_measured_nothing_yet_has_empty_frames(write_run):
     assert [len(frame) for frame in (run.codebook, run.drift, run.metrics)] == [0, 0, 0]
     row = comparison_table([run]).iloc[0]
     assert row[["run", "method", "K", "seed"]].tolist() == ["version_0", "NSVQ", 16, 3]
-    assert row.drop(["run", "method", "K", "seed"]).isna().all()
+    assert row.drop(["run", "method", "K", "seed", "setting"]).isna().all()
     assert "–" in format_table(comparison_table([run]))
 
 
@@ -129,6 +133,7 @@ def test_the_table_holds_the_last_validation(write_run):
             "method": "NSVQ",
             "K": 16,
             "seed": 3,
+            "setting": "",
             "step": 20,
             "utilization": 0.375,
             "ceiling": 0.9904,

@@ -1,5 +1,7 @@
 """The drift laboratory: its latents move as they say, and its measures are right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -81,6 +83,11 @@ def test_replacement_revives_what_drift_has_killed():
     plain, revived = (chase(f"EMAVQ{more}", "translate", setup) for more in ("", " + replacement"))
     assert plain.utilization[-1] < 0.3
     assert revived.utilization[-1] > 0.9
+
+
+def test_the_last_step_is_measured_whatever_the_interval():
+    course = chase("VanillaVQ", "shrink", replace(SMALL, steps=50))
+    assert course.steps == [0, 20, 40, 50]
 
 
 def test_an_animation_has_a_frame_for_each_measurement(tmp_path):
