@@ -2,10 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs
 SEED ?= 0
+WORKERS ?= 2
+ABLATIONS := methods stress frozen_encoder released_encoder
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart celeba64 vqgan-celeba64 bench test test-slow lint type format clean
+.PHONY: help quickstart ablation celeba64 vqgan-celeba64 bench test test-slow lint type format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,22 +38,29 @@ quickstart: .venv/runtime ## train vanilla VQ, replacement, NSVQ and TransVQ on 
 	$(QUICK_FIT) transvq --model.quantizer experiments/quantizers/transvq.yaml
 	$(BIN)/nsvq compare $(addprefix $(QUICK)/,vanilla-lr1 vanilla replacement nsvq transvq) --output $(QUICK)
 
-# Each run is a target, so that `make -j2 celeba64 FACES=…` runs two at a time.
-FACE_RUNS := nsvq nsvq-constant transvq vanilla replacement ema simvq factorized nsvq-published transvq-published vanilla-lr1
-FACE_FIT = OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/celeba64.yaml --data.root "$(FACES)" --runs_dir $(RUNS) \
-	--experiment celeba64-seed$(SEED) --seed_everything $(SEED) --trainer.enable_progress_bar false --version
+SWEEP = $(BIN)/nsvq sweep run experiments/sweeps/$(1).yaml -n $(WORKERS)
 
-celeba64: $(FACE_RUNS:%=face-%) ## train every quantizer on a folder of CelebA faces: make -j2 celeba64 FACES=folder
-	$(BIN)/nsvq compare $(RUNS)/celeba64-seed$(SEED) --output $(RUNS)/celeba64-seed$(SEED)
+ablation: .venv/runtime ## the README's ablations with their tables and figures, a night on 2 CPU cores; goes on where it stopped
+	$(call SWEEP,methods)
+	$(call SWEEP,stress)
+	$(call SWEEP,frozen_encoder)
+	test -f runs/autoencoder/trained/checkpoints/last.ckpt || OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/quickstart.yaml \
+		--config experiments/methods/vanilla_replacement.yaml --experiment autoencoder --version trained
+	$(call SWEEP,released_encoder)
+	$(MAKE) -j1 $(ABLATIONS:%=results-%)
 
-face-%: OPTIONS = --model.quantizer experiments/quantizers/$(subst -,_,$*).yaml
-face-nsvq-constant: OPTIONS = --model.quantizer experiments/quantizers/nsvq.yaml --model.quantizer.bandwidth.kind constant
-face-replacement: OPTIONS = --trainer.callbacks+=DeadCodeReplacement
-face-nsvq-published: OPTIONS = --model.quantizer experiments/quantizers/nsvq_published.yaml --model.codebook_lr_factor 1
-face-vanilla-lr1: OPTIONS = --model.codebook_lr_factor 1
-face-%: .venv/runtime
-	$(FACE_FIT) $* $(OPTIONS)
+# A sweep's tables and figures, and its table over seeds between its marks in the README.
+results-%: .venv/runtime
+	$(BIN)/nsvq report runs/$* -o runs/$*/report.html --parts experiments/results/$*
+	sed -e '/^<!-- $* -->/,/^<!-- end -->/{//!d;}' -e '/^<!-- $* -->/r experiments/results/$*/seeds.md' README.md > runs/README.md
+	mv runs/README.md README.md
 
+celeba64: .venv/runtime ## every method on a folder of CelebA faces, three seeds: make celeba64 FACES=folder
+	mkdir -p data && ln -sfn "$(abspath $(FACES))" data/celeba
+	$(call SWEEP,faces)
+	$(BIN)/nsvq report runs/faces -o runs/faces/report.html
+
+# Each run is a target, so that `make -j2 vqgan-celeba64 FACES=…` runs two at a time.
 GAN_RUNS := vanilla nsvq transvq replacement nsvq-no-gan vanilla-no-gan
 GAN_FIT = OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/vqgan_celeba64.yaml --data.root "$(FACES)" --runs_dir $(RUNS) \
 	--experiment vqgan-celeba64-seed$(SEED) --seed_everything $(SEED) --trainer.enable_progress_bar false --version

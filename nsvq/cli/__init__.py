@@ -1,6 +1,7 @@
 """The command line: `nsvq` and `lightning` are this program."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -40,6 +41,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
             with weights_only():
                 CLI(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output, `head` say, has had enough; Python's own flush at its end must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except Exception as error:
         message = plain_message(error)
         if message is None or os.environ.get("NSVQ_TRACEBACK"):

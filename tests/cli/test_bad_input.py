@@ -1,5 +1,7 @@
 """Bad input gets one line and exit code 2."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +216,11 @@ def test_help_is_no_error(capsys):
     text = capsys.readouterr().out
     assert "fit" in text
     assert "compare" in text
+
+
+def test_a_reader_who_has_had_enough_gets_no_traceback():
+    command = [sys.executable, "-c", "from nsvq.cli import main; main(['weights'])"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
