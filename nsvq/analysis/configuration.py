@@ -1,6 +1,6 @@
 """What the resolved configuration of a run says about it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,3 +76,20 @@ class Configuration:
     def _init_args(self) -> Mapping[str, Any]:
         args: Mapping[str, Any] = self.config["model"]["init_args"]
         return args
+
+
+def flat_options(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield every option of a configuration with the name that the command line has for it.
+
+    Args:
+        config: The configuration, or a part of it.
+        path: The part's own name.
+    """
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from flat_options(value, path if key == "init_args" else (*path, str(key)))
+    elif isinstance(config, list) and any(isinstance(value, Mapping) for value in config):
+        for number, value in enumerate(config):
+            yield from flat_options(value, (*path, str(number)))
+    else:
+        yield ".".join(path), config

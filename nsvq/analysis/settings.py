@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nsvq.analysis.configuration import Configured
+from nsvq.analysis.configuration import Configured, flat_options
 
 # Where a run lies, how it is shown and how far it went.
 IGNORED = ("seed_everything", "runs_dir", "experiment", "version", "ckpt_path", "trainer.logger", "trainer.enable")
@@ -55,12 +55,9 @@ def option(run: Configured, name: str) -> Any:
     return dict(_options(run.config, told=())).get(name)
 
 
-def _options(config: Any, path: tuple[str, ...] = (), told: Sequence[str] = TOLD) -> Iterator[tuple[str, Any]]:
-    name = ".".join(path)
-    if name.startswith((*IGNORED, *told)):
-        return
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            yield from _options(value, path if key == "init_args" else (*path, str(key)), told)
-    elif config is not None:
-        yield name, config
+def _options(config: Mapping[str, Any], told: Sequence[str] = TOLD) -> Iterator[tuple[str, Any]]:
+    return (
+        (name, value)
+        for name, value in flat_options(config)
+        if value is not None and not name.startswith((*IGNORED, *told))
+    )

@@ -28,6 +28,8 @@ from nsvq.quantizers import (
 BASELINE = "VanillaVQ"
 COMMITMENT_WEIGHT = 0.25
 GAUSSIAN_WEIGHT = 0.5
+# Whose operations exist as Triton kernels too.
+TRITON = (BASELINE, "NSVQ gaussian", "NSVQ clamped_softmax", "NSVQ softmax", "NSVQ gaussian narrow")
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,13 @@ def contenders(device: torch.device) -> list[Contender]:
 
     Free code vectors are at the latents' scale, N(0, 1); codebooks that a transform makes stay as they start. "Dense"
     bandwidths are τ = D, about half the mean squared distance of a latent and a code, where no weight underflows;
-    "narrow" is 1/200 of the mean winner distance, where nearly all do.
+    "narrow" is 1/200 of the mean winner distance, where nearly all do; "local" is a bandwidth of its own for each code.
 
     Args:
         device: Where they run.
 
     Returns:
-        The project's six quantizers, NSVQ four times, then plain autograd, then the peer's if it is installed.
+        The project's six quantizers, NSVQ five times, then plain autograd, then the peer's if it is installed.
     """
     ours = [
         Contender(BASELINE, partial(_free, VanillaVQ), goes_everywhere=True),
@@ -97,6 +99,7 @@ def contenders(device: torch.device) -> list[Contender]:
         Contender("NSVQ clamped_softmax", partial(_dense, "clamped_softmax")),
         Contender("NSVQ softmax", partial(_dense, "softmax")),
         Contender("NSVQ gaussian narrow", _narrow, goes_everywhere=True),
+        Contender("NSVQ gaussian local", _local),
         # Four float32 tensors of N×K.
         Contender("autograd NSVQ", _plain, pair_bytes=16),
     ]
@@ -104,7 +107,7 @@ def contenders(device: torch.device) -> list[Contender]:
         ours += [
             replace(contender, name=f"{contender.name} (triton)", build=partial(_on_triton, contender.build))
             for contender in ours
-            if contender.name == BASELINE or contender.name.startswith("NSVQ")
+            if contender.name in TRITON
         ]
     if peer_module() is None:
         return ours
@@ -139,6 +142,11 @@ def _dense(kernel: Kernel, dim: int, codes: int) -> Quantizer:
 
 def _narrow(dim: int, codes: int) -> Quantizer:
     return _free(partial(NSVQ, bandwidth=BandwidthSchedule(1 / 200, unit="winner_distance")), dim, codes)
+
+
+def _local(dim: int, codes: int) -> Quantizer:
+    bandwidth = BandwidthSchedule(0.25, unit="code_distance")
+    return _free(partial(NSVQ, bandwidth=bandwidth, neighbor_weight=1.0), dim, codes)
 
 
 def _plain(dim: int, codes: int) -> nn.Module:

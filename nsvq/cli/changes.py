@@ -1,7 +1,9 @@
 """What a run would do differently from the one whose checkpoint it goes on from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from nsvq.analysis.configuration import flat_options
 
 # These change how long, where and how visibly a run works, not what it computes.
 FREE = (
@@ -64,19 +66,13 @@ def changed_options(before: Mapping[str, Any], after: Mapping[str, Any], process
     return [f"{name} {_shown(old, name)} → {_shown(new, name)}" for name in names if old.get(name) != new.get(name)]
 
 
-def _options(config: Any, path: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield every option that counts under the name that the command line has for it."""
-    name = ".".join(path)
-    if any(name == free or name.startswith(f"{free}.") for free in FREE_OPTIONS):
-        return
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            yield from _options(value, path if key == "init_args" else (*path, key))
-    elif isinstance(config, list) and any(isinstance(value, Mapping) for value in config):
-        for number, value in enumerate(config):
-            yield from _options(value, (*path, str(number)))
-    else:
-        yield name, config
+def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every option that counts."""
+    return (
+        (name, value)
+        for name, value in flat_options(config)
+        if not any(name == free or name.startswith(f"{free}.") for free in FREE_OPTIONS)
+    )
 
 
 def _shown(options: dict[str, Any], name: str) -> str:
