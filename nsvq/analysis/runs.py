@@ -1,6 +1,8 @@
 """Run folders as data frames."""
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,7 +107,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         paths: Run folders, or folders that hold them at any depth.
 
     Returns:
-        The runs, in the order of the paths and within a path by name.
+        The runs, in the order of the paths and within a path by name, numbers in names by their size.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -115,11 +117,16 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
-        found = [Run(config.parent) for config in sorted(path.rglob("config.yaml")) if _is_run(config)]
+        found = [Run(config.parent) for config in sorted(path.rglob("config.yaml"), key=_by_number) if _is_run(config)]
         if not found:
             raise ValueError(f"{path} holds no run: expected a config.yaml that `nsvq fit` wrote, at any depth")
         runs += [run for run in found if run not in runs]
     return runs
+
+
+def _by_number(path: Path) -> list[tuple[float, str]]:
+    pieces = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [(float(piece), "") if place % 2 else (math.inf, piece) for place, piece in enumerate(pieces)]
 
 
 def _is_run(config: Path) -> bool:

@@ -124,6 +124,13 @@ def test_a_run_that_measured_nothing_yet_has_empty_frames(write_run):
     assert "–" in format_table(comparison_table([run]))
 
 
+def test_runs_come_in_the_order_of_the_numbers_in_their_names(write_run):
+    for name in ("lr=10", "lr=0.5", "lr=5", "lr=0.25,seed=1", "lr=0.25,seed=0"):
+        folder = write_run(f"runs/{name}")
+    names = [run.name for run in find_runs([folder.parent])]
+    assert names == ["lr=0.25,seed=0", "lr=0.25,seed=1", "lr=0.5", "lr=5", "lr=10"]
+
+
 def test_the_table_holds_the_last_validation(write_run):
     folder = write_run()
     (folder / "environment.json").write_text(json.dumps({"train_seconds": 12.0, "train_steps": 30}))
