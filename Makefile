@@ -4,6 +4,8 @@ RUNS ?= runs
 SEED ?= 0
 WORKERS ?= 2
 ABLATIONS := methods stress frozen_encoder released_encoder
+# What the README and the repository keep of a report.
+PARTS := seeds.md differences.md correlations.md runs.csv curves.png quality.png stress.png
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
@@ -51,7 +53,9 @@ ablation: .venv/runtime ## the README's ablations with their tables and figures,
 
 # A sweep's tables and figures, and its table over seeds between its marks in the README.
 results-%: .venv/runtime
-	$(BIN)/nsvq report runs/$* -o runs/$*/report.html --parts experiments/results/$*
+	$(BIN)/nsvq report runs/$* -o runs/$*/report.html --parts runs/$*/parts
+	mkdir -p experiments/results/$*
+	cd runs/$*/parts && cp $$(ls $(PARTS) 2>/dev/null) "$(CURDIR)/experiments/results/$*"
 	sed -e '/^<!-- $* -->/,/^<!-- end -->/{//!d;}' -e '/^<!-- $* -->/r experiments/results/$*/seeds.md' README.md > runs/README.md
 	mv runs/README.md README.md
 
