@@ -26,7 +26,7 @@ ALLOWED_ROOMS = {
     "callbacks": {"metrics", "pretrained", "distributed"},
     "data": {"distributed"},
     "analysis": set(),
-    "sweeps": set(),
+    "sweeps": {"analysis"},
     "toy": {"quantizers", "ops", "metrics", "models", "analysis"},
     "bench": {"quantizers", "ops", "metrics", "models", "analysis", "networks", "losses"},
     "cli": EVERYTHING,

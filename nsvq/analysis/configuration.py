@@ -1,6 +1,6 @@
 """What the resolved configuration of a run says about it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,3 +93,24 @@ def flat_options(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str,
             yield from flat_options(value, (*path, str(number)))
     else:
         yield ".".join(path), config
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Shorten dotted names to as many of their last parts as tell them apart.
+
+    Args:
+        names: Different names.
+
+    Returns:
+        The short ones by name.
+    """
+    return {name: _short_name(name, names) for name in names}
+
+
+def _short_name(name: str, names: Sequence[str]) -> str:
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        short = parts[-length:]
+        if sum(other.split(".")[-length:] == short for other in names) == 1:
+            return ".".join(short)
+    return name

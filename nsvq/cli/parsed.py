@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def parse_run(words: Sequence[str]) -> ParsedRun:
     """
     output = io.StringIO()
     try:
-        with redirect_stderr(output):
+        with redirect_stderr(output), redirect_stdout(io.StringIO()):
             cli = _ParsedOnly(list(words))
     except SystemExit as error:
         lines = output.getvalue().strip().splitlines() or ["it asks for help, not for a run"]

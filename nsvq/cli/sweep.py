@@ -1,6 +1,8 @@
 """`nsvq sweep`: the runs of a W&B sweep file, printed, run here, or written as a SLURM job array."""
 
+import argparse
 import os
+import re
 import shlex
 import signal
 import sys
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -21,7 +24,9 @@ from nsvq.sweeps import (
     Job,
     Outcome,
     Result,
+    Sweep,
     SweepRun,
+    command_line,
     is_finished,
     job_array,
     load_sweep,
@@ -31,6 +36,8 @@ from nsvq.sweeps import (
 )
 
 PROGRAMS = ("nsvq", "lightning")
+# The trainer's options that end a run.
+LIMITS = ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs")
 
 
 @dataclass(frozen=True)
@@ -76,24 +83,25 @@ def sweep(words: list[str]) -> None:
     slurm.add_argument("-o", "--output", type=Path, help="default: <name of the sweep>.sh")
     options = parser.parse_args(words)
     loaded = load_sweep(options.file)
-    planned = check(sweep_runs(loaded, sweep_settings(loaded, options.count, options.seed)))
+    planned = check(loaded, sweep_runs(loaded, sweep_settings(loaded, options.count, options.seed)))
     if options.action == "plan":
         for one in planned:
             print(shlex.join(one.run.command))
-        sys.stderr.write(f"nsvq: {len(planned)} runs, each accepted by the program\n")
+        sys.stderr.write(f"nsvq: {len(planned)} run{'s'[: len(planned) > 1]}, each accepted by the program\n")
     elif options.action == "slurm":
-        path = options.output or Path(f"{'_'.join(loaded.name.split())}.sh")
+        path = options.output or Path(re.sub(r"[^\w.+-]+", "_", loaded.name) + ".sh")
         path.write_text(job_array(loaded.name, [one.command for one in planned]))
         print(f"wrote {path}: sbatch {path} runs {len(planned)} tasks")
     else:
         _run(planned, options.workers, options.gpus)
 
 
-def check(runs: Sequence[SweepRun]) -> list[Planned]:
+def check(loaded: Sweep, runs: Sequence[SweepRun]) -> list[Planned]:
     """Parse every command line of a sweep.
 
     Args:
-        runs: The runs.
+        loaded: The sweep.
+        runs: Its runs.
 
     Returns:
         The runs with what each would do.
@@ -105,35 +113,39 @@ def check(runs: Sequence[SweepRun]) -> list[Planned]:
     faults: dict[str, str] = {}
     tried: set[tuple[str, ...]] = set()
     for run in tqdm(runs, desc="checking", unit="run", leave=False, disable=not sys.stderr.isatty()):
-        words = _words(run.command)
-        sound = tuple(word for word in words if word not in faults)
-        if len(sound) < len(words) and sound in tried:
+        sound = {name: value for name, value in run.setting.items() if _flag(name, value) not in faults}
+        words = _words(command_line(loaded, sound))
+        if len(sound) < len(run.setting) and tuple(words) in tried:
             continue
-        tried.add(sound)
+        tried.add(tuple(words))
         try:
-            planned.append(Planned(run, parse_run(sound)))
-        except ValueError:
-            faults |= _faults(sound, [f"--{name}={value}" for name, value in run.setting.items()])
+            planned.append(Planned(run, parse_run(words)))
+        except ValueError as error:
+            faults |= _faults(loaded, sound, str(error))
     if faults:
         raise ValueError(f"the program would refuse {_in_one_line(faults)}")
     return planned
 
 
-def _faults(words: Sequence[str], flags: Sequence[str]) -> dict[str, str]:
-    """Find the flags of a command line that are refused: each is tried with those before it that are not."""
-    kept = [word for word in words if word not in flags]
-    faults = {}
+def _faults(loaded: Sweep, setting: Mapping[str, Any], message: str) -> dict[str, str]:
+    """Find the parameters that are refused: each is tried with those before it that are not."""
     try:
-        parse_run(kept)
+        parse_run(_words(command_line(loaded, {})))
     except ValueError as error:
         return {"the command without parameters": str(error)}
-    for flag in (word for word in words if word in flags):
+    kept: dict[str, Any] = {}
+    faults = {}
+    for name, value in setting.items():
         try:
-            parse_run([*kept, flag])
-            kept.append(flag)
+            parse_run(_words(command_line(loaded, {**kept, name: value})))
+            kept[name] = value
         except ValueError as error:  # noqa: PERF203
-            faults[flag] = str(error)
-    return faults
+            faults[_flag(name, value)] = str(error)
+    return faults or {shlex.join(command_line(loaded, setting)): message}
+
+
+def _flag(name: str, value: Any) -> str:
+    return f"--{name}={value}"
 
 
 def _in_one_line(faults: Mapping[str, str]) -> str:
@@ -163,10 +175,10 @@ def _run(planned: Sequence[Planned], workers: int, gpus: Sequence[str]) -> None:
     refused = {result.job.name for result in results}
     jobs = [_job(one) for one in planned if one.run.name not in refused]
     with (
-        _stopping() as stop,
+        _stopping() as (stop, kill),
         tqdm(total=len(planned), initial=len(results), desc="runs", unit="run", disable=not sys.stderr.isatty()) as bar,
     ):
-        for result in run_jobs(jobs, workers, environment, gpus, stop):
+        for result in run_jobs(jobs, workers, environment, gpus, stop, kill):
             results.append(result)
             bar.update()
             if result.outcome in (Outcome.FINISHED, Outcome.FAILED):
@@ -177,17 +189,17 @@ def _run(planned: Sequence[Planned], workers: int, gpus: Sequence[str]) -> None:
 
 
 def _job(one: Planned) -> Job:
-    steps = one.parsed.config["trainer"].get("max_steps") or -1
+    limits = {name: one.parsed.config["trainer"].get(name) for name in LIMITS}
     log = one.parsed.experiment_folder / "logs" / f"{one.run.name}.log"
-    return Job(one.run.name, one.command, one.folder, steps if steps > 0 else None, log)
+    return Job(one.run.name, one.command, one.folder, limits, log)
 
 
 def _refusal(one: Planned) -> Result | None:
     """Refuse to take a run with other options for this one."""
-    path = one.folder / "config.yaml"
-    if not is_finished(one.folder, None) or not path.is_file():
+    if not is_finished(one.folder, {}):
         return None
-    changed = changed_options(yaml.safe_load(path.read_text()), one.parsed.config, (1, 1))
+    config = yaml.safe_load((one.folder / "config.yaml").read_text())
+    changed = changed_options(config, one.parsed.config, (1, 1))
     if not changed:
         return None
     what = f"{one.folder} holds a run with other options: {', '.join(changed)}; move it, or name another --experiment"
@@ -212,24 +224,27 @@ def _because(result: Result) -> str:
 
 
 @contextmanager
-def _stopping() -> Iterator[Event]:
-    """Turn Ctrl-C and SIGTERM into a request that runs save their state and end."""
-    stop = Event()
+def _stopping() -> Iterator[tuple[Event, Event]]:
+    """Turn Ctrl-C, SIGTERM and a lost terminal into a request that runs save their state and end; a second kills."""
+    stop, kill = Event(), Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        sys.stderr.write("nsvq: stopping: runs save their state and end; the same command goes on with them\n")
+        if stop.is_set():
+            sys.stderr.write("nsvq: killing the runs; the same command goes on from what they have saved\n")
+            kill.set()
+        else:
+            sys.stderr.write("nsvq: stopping: runs save their state and end; the same command goes on with them\n")
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield stop
+        yield stop, kill
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)

@@ -1,6 +1,6 @@
 """W&B sweep files without a server: their runs as command lines, run here or by SLURM; no torch, no lightning."""
 
-from nsvq.sweeps.commands import SweepRun, sweep_runs
+from nsvq.sweeps.commands import SweepRun, command_line, sweep_runs
 from nsvq.sweeps.job_array import job_array
 from nsvq.sweeps.runner import Job, Outcome, Result, is_finished, run_jobs
 from nsvq.sweeps.settings import sweep_settings
@@ -12,6 +12,7 @@ __all__ = [
     "Result",
     "Sweep",
     "SweepRun",
+    "command_line",
     "is_finished",
     "job_array",
     "load_sweep",

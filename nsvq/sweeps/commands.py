@@ -3,11 +3,13 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from nsvq.analysis.configuration import short_names
 from nsvq.sweeps.sweep_file import Sweep
 
 ENVIRONMENT = re.compile(r"\$\{envvar:([^}]+)\}")
@@ -19,7 +21,7 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        name: Says the values that differ between the sweep's runs: `codebook_size=512,quantizer=nsvq`.
+        name: Says the values of the parameters that vary in the sweep: `codebook_size=512,quantizer=nsvq`.
         setting: Values by parameter.
         command: The command line.
     """
@@ -42,7 +44,7 @@ def sweep_runs(sweep: Sweep, settings: Sequence[Mapping[str, Any]]) -> list[Swee
     Raises:
         ValueError: If the sweep's command has a macro that is not known here.
     """
-    names = _names(settings)
+    names = _names(sweep, settings)
     return [SweepRun(name, one, command_line(sweep, one)) for name, one in zip(names, settings, strict=True)]
 
 
@@ -88,24 +90,24 @@ def command_line(sweep: Sweep, setting: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name runs by the values that differ, each by as much of its parameter's name as tells the parameters apart."""
-    keys = [key for key in settings[0] if len({repr(one[key]) for one in settings}) > 1] if settings else []
-    shorts = {key: _short_key(key, keys) for key in keys}
-    names = [",".join(f"{shorts[key]}={_short_value(one[key])}" for key in keys) or "run" for one in settings]
-    if len(set(names)) == len(names):
-        return names
-    digits = len(str(len(names) - 1))
-    return [f"{number:0{digits}},{name}" for number, name in enumerate(names)]
+def _names(sweep: Sweep, settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name runs by the parameters that vary, each by as much of its name as tells the parameters apart.
+
+    A run has the same name whatever the number of runs; of several with one name all but the first are numbered.
+    """
+    keys = [name for name in sorted(sweep.parameters) if _varies(sweep.parameters[name])]
+    shorts = short_names(keys)
+    counts: Counter[str] = Counter()
+    names = []
+    for one in settings:
+        name = ",".join(f"{shorts[key]}={_short_value(one[key])}" for key in keys) or "run"
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name},{counts[name]}")
+    return names
 
 
-def _short_key(key: str, keys: Sequence[str]) -> str:
-    parts = key.split(".")
-    for length in range(1, len(parts)):
-        short = parts[-length:]
-        if sum(other.split(".")[-length:] == short for other in keys) == 1:
-            return ".".join(short)
-    return key
+def _varies(options: Mapping[str, Any]) -> bool:
+    return options["distribution"] != "constant" and len(options.get("values", "ab")) > 1
 
 
 def _short_value(value: Any) -> str:

@@ -23,6 +23,9 @@ TEMPLATE = """\
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.out
 
+# As `nsvq sweep run` has it: rounding, and with it a curve, depends on the number of threads.
+export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}" WANDB_MODE="${{WANDB_MODE:-offline}}"
+
 commands=(
 {commands}
 )

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from threading import Event
+from typing import Any
+
+import yaml
 
 POLL_SECONDS = 0.1
 
@@ -33,14 +36,14 @@ class Job:
         name: What it is called in messages.
         command: The command line, which begins the run or goes on with it.
         folder: Its run folder.
-        steps: The training step that it ends at; None if that is not known.
+        limits: The trainer's options that end it, by name: `max_steps`, `max_epochs`, ….
         log: Where its output goes, appended.
     """
 
     name: str
     command: Sequence[str]
     folder: Path
-    steps: int | None
+    limits: Mapping[str, Any]
     log: Path
 
 
@@ -61,18 +64,22 @@ class Result:
     seconds: float = 0.0
 
 
-def is_finished(folder: Path, steps: int | None) -> bool:
+def is_finished(folder: Path, limits: Mapping[str, Any]) -> bool:
     """Return whether a run folder holds a run that trained to its end.
 
     Args:
         folder: The run folder; it need not exist.
-        steps: The step that the run is to end at; None takes any end.
+        limits: What is to end the run, see `Job`. A run that ended by other limits has to go on, unless it has reached
+            `max_steps`.
     """
-    path = folder / "environment.json"
-    if not path.is_file():
+    try:
+        steps = json.loads((folder / "environment.json").read_text())["train_steps"]
+        trainer = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]
+        wanted = limits.get("max_steps") or -1
+        return 0 < wanted <= steps or all(trainer.get(name) == value for name, value in limits.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        # Not begun, not ended, or damaged, which the run itself will say.
         return False
-    done = json.loads(path.read_text()).get("train_steps")
-    return done is not None and (steps is None or done >= steps)
 
 
 def run_jobs(
@@ -81,6 +88,7 @@ def run_jobs(
     environment: Mapping[str, str],
     gpus: Sequence[str] = (),
     stop: Event | None = None,
+    kill: Event | None = None,
 ) -> Iterator[Result]:
     """Run jobs and yield what became of each as soon as it ends; a failure does not keep the others from running.
 
@@ -91,11 +99,12 @@ def run_jobs(
         gpus: What `CUDA_VISIBLE_DEVICES` is to be for the workers, in turn; nothing leaves it alone.
         stop: When set, running jobs get SIGTERM, on which a training run saves its state and ends with code 75, and no
             other is begun.
+        kill: When set, running jobs are killed with all processes that they started.
 
     Yields:
         Results, in the order in which jobs end.
     """
-    stop = Event() if stop is None else stop
+    stop, kill = stop or Event(), kill or Event()
     places: queue.Queue[str | None] = queue.Queue()
     for number in range(workers):
         places.put(gpus[number % len(gpus)] if gpus else None)
@@ -104,7 +113,7 @@ def run_jobs(
         place = places.get()
         try:
             own = {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
-            return _run(job, {**environment, **own}, stop)
+            return _run(job, {**environment, **own}, stop, kill)
         finally:
             places.put(place)
 
@@ -118,8 +127,8 @@ def run_jobs(
             stop.set()
 
 
-def _run(job: Job, environment: Mapping[str, str], stop: Event) -> Result:
-    if is_finished(job.folder, job.steps):
+def _run(job: Job, environment: Mapping[str, str], stop: Event, kill: Event) -> Result:
+    if is_finished(job.folder, job.limits):
         return Result(job, Outcome.SKIPPED)
     if stop.is_set():
         return Result(job, Outcome.INTERRUPTED)
@@ -127,6 +136,7 @@ def _run(job: Job, environment: Mapping[str, str], stop: Event) -> Result:
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log:
+            begun_at = log.tell()
             # A session of its own: the terminal's Ctrl-C is for this program, which passes on SIGTERM.
             process = subprocess.Popen(
                 job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -136,22 +146,25 @@ def _run(job: Job, environment: Mapping[str, str], stop: Event) -> Result:
                 if stop.is_set() and not asked:
                     process.terminate()
                     asked = True
+                if kill.is_set():
+                    # The job leads a group of its own.
+                    os.killpg(process.pid, signal.SIGKILL)
                 time.sleep(POLL_SECONDS)
     except OSError as error:
         return Result(job, Outcome.FAILED, f"{error.filename or job.command[0]}: {error.strerror}")
     seconds, code = time.monotonic() - begin, process.returncode
     if code == 0:
         return Result(job, Outcome.FINISHED, seconds=seconds)
-    if code == os.EX_TEMPFAIL or (asked and code == -signal.SIGTERM):
+    if code == os.EX_TEMPFAIL or (asked and code in (-signal.SIGTERM, -signal.SIGKILL)):
         return Result(job, Outcome.INTERRUPTED, seconds=seconds)
-    return Result(job, Outcome.FAILED, f"{_reason(code, job.log)} ({job.log})", seconds)
+    return Result(job, Outcome.FAILED, f"{_reason(code, job.log, begun_at)} ({job.log})", seconds)
 
 
-def _reason(code: int, log: Path) -> str:
-    """Say why a program failed: its own last error message, else the last line of its output."""
+def _reason(code: int, log: Path, begun_at: int) -> str:
+    """Say why a program failed: its own last error message, else the last line of its output, from a byte on."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_bytes()[begun_at:].decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("nsvq: error: ")]
     last = (errors or lines or [""])[-1].removeprefix("nsvq: error: ")
     return last or f"exit code {code}"

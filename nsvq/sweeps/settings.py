@@ -50,7 +50,7 @@ def _draw(options: Mapping[str, Any], generator: random.Random) -> Any:
         return generator.gauss(options.get("mu", 0.0), options.get("sigma", 1.0))
     low, high = options["min"], options["max"]
     if kind == "int_uniform":
-        return generator.randint(low, high)
+        return generator.randint(int(low), int(high))
     if kind == "log_uniform_values":
         return math.exp(generator.uniform(math.log(low), math.log(high)))
     value = generator.uniform(low, high)

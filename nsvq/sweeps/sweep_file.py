@@ -1,5 +1,6 @@
 """Reading a W&B sweep file."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def _faults(content: dict[Any, Any]) -> Iterator[str]:
         yield "parameters must hold at least one parameter"
         return
     for name, options in parameters.items():
-        fault = _fault(options, method)
+        fault = _fault(options, method) if isinstance(name, str) else "its name must be a word"
         if fault:
             yield f"parameter {name}: {fault}"
 
@@ -139,7 +140,7 @@ def _fault(options: Any, method: Any) -> str | None:
         return "nested parameters make no option of a command line: write dotted names, model.quantizer: {values: […]}"
     options = dict(_with_distribution(options))
     kind = options.pop("distribution")
-    if kind not in DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         return f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {kind}"
     needed = DISTRIBUTIONS[kind]
     missing, unknown = needed - set(options), set(options) - needed - OPTIONAL.get(kind, set())
@@ -166,7 +167,9 @@ def _fault_of_values(kind: str, options: dict[str, Any]) -> str | None:
         return None
     if kind == "constant":
         return None
-    wrong = [f"{name} must be a number, got {value}" for name, value in options.items() if not _is_number(value)]
+    wrong = [f"{name} must be a finite number, got {value}" for name, value in options.items() if not _is_number(value)]
+    if kind == "int_uniform" and not wrong:
+        wrong = [f"{name} must be an integer, got {value}" for name, value in options.items() if value != int(value)]
     if wrong:
         return ", ".join(wrong)
     if "min" in options and options["min"] > options["max"]:
@@ -179,4 +182,4 @@ def _fault_of_values(kind: str, options: dict[str, Any]) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -65,6 +65,38 @@ def test_every_bad_parameter_is_named_once(sweep_file, refusal):
     assert line.count("unknown option") == 2
 
 
+@pytest.mark.parametrize("macro", ["${args}", "${args_no_equals}", "${args_no_boolean_flags}"])
+def test_every_bad_parameter_is_named_wherever_the_parameters_stand(tmp_path, refusal, macro):
+    parameters = {
+        "model.quantizer.sizes": {"values": [1, 2]},
+        "trainer.max_step": {"value": 1},
+        "data.seed": {"value": 1},
+    }
+    command = ["nsvq", "fit", f"--config={EXPERIMENTS / 'quickstart.yaml'}", macro, "--experiment=s"]
+    content = {"method": "grid", "command": command, "parameters": parameters}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    line = refusal("sweep", "plan", "s.yaml")
+    for flag in ("--model.quantizer.sizes=1", "--model.quantizer.sizes=2", "--trainer.max_step=1"):
+        assert flag in line
+    assert "data.seed" not in line
+
+
+def test_a_command_that_is_refused_for_its_order_is_not_lost(tmp_path, refusal):
+    parameters = {"model.quantizer.codebook_size": {"values": [16, 32]}}
+    command = ["nsvq", "fit", "${args}", f"--config={EXPERIMENTS / 'quickstart.yaml'}"]
+    content = {"method": "grid", "command": command, "parameters": parameters}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert "the program would refuse --model.quantizer.codebook_size=16" in refusal("sweep", "plan", "s.yaml")
+
+
+def test_options_of_the_command_are_checked(tmp_path, sweep_file, refusal, capsys):
+    assert "must be at least 1, got 0" in refusal("sweep", "run", str(sweep_file()), "-n", "0")
+    content = yaml.safe_load(sweep_file().read_text()) | {"name": "a/b c"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert main(["sweep", "slurm", "s.yaml"]) == 0
+    assert (tmp_path / "a_b_c.sh").is_file()
+
+
 @pytest.mark.parametrize(
     ("command", "part"),
     [
@@ -96,8 +128,6 @@ def test_the_first_and_the_last_run_of_every_sweep_of_the_project_are_accepted(p
         }
         for place in (0, -1)
     ]
-    if "init_from" in content["parameters"]:
-        pytest.skip("goes on from another sweep")
     for parameters in first_and_last:
         (tmp_path / "one.yaml").write_text(yaml.safe_dump({**content, "parameters": parameters}))
         assert main(["sweep", "plan", str(tmp_path / "one.yaml")]) == 0

@@ -72,7 +72,7 @@ def test_an_unknown_macro_is_named(tmp_path):
         ({"model.quantizer": ["q/nsvq.yaml", "q/ema.yaml"], "k": [1]}, ["quantizer=nsvq", "quantizer=ema"]),
         ({"a.lr": [1e-3], "b.lr": [0.1, 0.2]}, ["lr=0.1", "lr=0.2"]),
         ({"a.lr": [1, 2], "b.lr": [3, 4]}, ["a.lr=1,b.lr=3", "a.lr=1,b.lr=4", "a.lr=2,b.lr=3", "a.lr=2,b.lr=4"]),
-        ({"p": ["a/x.yaml", "b/x.yaml"]}, ["0,p=x", "1,p=x"]),
+        ({"p": ["a/x.yaml", "b/x.yaml"]}, ["p=x", "p=x,2"]),
         ({"p": ["{k: v}", "[]"]}, ["p=_k_v_", "p=_"]),
         ({"p": [1]}, ["run"]),
     ],
@@ -82,3 +82,13 @@ def test_names_tell_runs_apart(tmp_path, parameters, names):
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     sweep = load_sweep(tmp_path / "s.yaml")
     assert [run.name for run in sweep_runs(sweep, sweep_settings(sweep))] == names
+
+
+def test_a_run_has_the_same_name_whatever_the_number_of_runs(tmp_path):
+    (tmp_path / "s.yaml").write_text("{method: grid, parameters: {a.b: {values: [1, 2]}, c: {values: [3, 4]}}}")
+    (tmp_path / "r.yaml").write_text("{method: random, parameters: {a: {values: [1, 2]}, b: {min: 0.0, max: 1.0}}}")
+    for name, count in (("s", 4), ("r", 12)):
+        sweep = load_sweep(tmp_path / f"{name}.yaml")
+        names = [run.name for run in sweep_runs(sweep, sweep_settings(sweep, count))]
+        for fewer in (1, 3):
+            assert [run.name for run in sweep_runs(sweep, sweep_settings(sweep, fewer))] == names[:fewer]

@@ -43,6 +43,21 @@ def test_every_sweep_of_the_project_has_runs_of_different_settings(path):
         ({"parameters": {"a": {"min": 0.0, "max": 1.0}}}, "parameter a: a grid needs value or values"),
         ({"parameters": {"a": {"parameters": {"b": {"value": 1}}}}}, "parameter a: nested parameters"),
         ({"parameters": {"a": {"distribution": "beta"}}}, "distribution must be one of constant, categorical"),
+        ({"parameters": {"a": {"distribution": ["x"]}}}, "distribution must be one of constant, categorical"),
+        ({"parameters": {1: {"value": 2}, "b": {"value": 2}}}, "parameter 1: its name must be a word"),
+        ({"parameters": {None: {"value": 2}}}, "parameter None: its name must be a word"),
+        (
+            {"method": "random", "parameters": {"a": {"distribution": "int_uniform", "min": 0.5, "max": 2}}},
+            "parameter a: min must be an integer, got 0.5",
+        ),
+        (
+            {"method": "random", "parameters": {"a": {"min": 0.0, "max": float("inf")}}},
+            "parameter a: max must be a finite number, got inf",
+        ),
+        (
+            {"method": "random", "parameters": {"a": {"values": [1, 2], "probabilities": [float("inf"), 1]}}},
+            "parameter a: probabilities must be one number for each",
+        ),
         ({"method": "random", "parameters": {"a": {"min": 2, "max": 1}}}, "parameter a: min 2 is above max 1"),
         (
             {"parameters": {"a": {"values": [1, 2], "probabilities": [1]}}},
