@@ -10,7 +10,7 @@ from nsvq.analysis.figures import (
     rank_frequency_figure,
     stress_figure,
 )
-from nsvq.analysis.report import html_report, save_report_parts
+from nsvq.analysis.report import html_report, report_parts, save_report_parts
 from nsvq.analysis.runs import Run, find_runs
 from nsvq.analysis.seeds import (
     MissingSeedsWarning,
@@ -43,6 +43,7 @@ __all__ = [
     "partial_spearman",
     "quality_figure",
     "rank_frequency_figure",
+    "report_parts",
     "run_labels",
     "run_settings",
     "run_variants",

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nsvq.analysis.labels import plain
 from nsvq.analysis.runs import Run
 from nsvq.analysis.settings import run_settings, run_variants
 
@@ -133,7 +134,7 @@ def comparison_figure(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(13, 4), layout="constrained")
     utilization, error, drift = figure.subplots(1, 3)
     for number, (run, label) in enumerate(zip(runs, run_labels(runs), strict=True)):
-        style = {"color": f"C{number % 10}", "label": label, "linestyle": "-" if number < 10 else "--"}
+        style = {"color": f"C{number % 10}", "label": plain(label), "linestyle": "-" if number < 10 else "--"}
         if "split" in run.codebook:
             validation = run.codebook[run.codebook["split"] == "val"]
             utilization.plot(validation["step"], 100 * validation["codebook_utilization"], marker=".", **style)

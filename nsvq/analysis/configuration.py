@@ -46,7 +46,8 @@ class Configuration:
     def has_quantizer(self) -> bool:
         """Whether it is the configuration of a model with a quantizer."""
         try:
-            return "class_path" in self._init_args["quantizer"]
+            quantizer = self._init_args["quantizer"]
+            return "class_path" in quantizer and "codebook_size" in quantizer["init_args"]
         except (KeyError, TypeError):
             return False
 
@@ -54,12 +55,17 @@ class Configuration:
     def method(self) -> str:
         """The quantizer's class, marked where codes are set from data or replaced, or the encoder is frozen."""
         quantizer: str = self._init_args["quantizer"]["class_path"].rsplit(".", 1)[-1]
-        callbacks = self.config.get("trainer", {}).get("callbacks") or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        options = {one["class_path"].rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
+        options = self.callbacks
         return " + ".join(
             [quantizer, *(mark.format(**options[name]) for name, mark in MARKS.items() if name in options)]
         )
+
+    @property
+    def callbacks(self) -> dict[str, Mapping[str, Any]]:
+        """The options of the trainer's callbacks by their class's name."""
+        callbacks = self.config.get("trainer", {}).get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        return {one["class_path"].rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
 
     @property
     def codebook_size(self) -> int:

@@ -28,8 +28,8 @@ def correlation_table(
     Returns:
         One row for each measure and target: `within` (Spearman's correlation over the steps of a run, mean over runs),
         `partial` (the same with the step controlled for), `partial_low` and `partial_high` (smallest and largest of a
-        run), `runs` (number of runs behind them), `across` (Spearman's correlation over runs of the last values) and
-        `across_p` (its two-sided p-value by permutations, which takes the runs for independent).
+        run), `runs` (number of runs with a `partial`), `across` (Spearman's correlation over runs of the last values)
+        and `across_p` (its two-sided p-value by permutations, which takes the runs for independent).
     """
     pairs = [(measure, target) for measure in measures for target in targets if {measure, target} <= set(curves)]
     rows = [{"measure": one, "target": other} | _row(curves, one, other) for one, other in pairs]

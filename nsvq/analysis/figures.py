@@ -11,6 +11,7 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from nsvq.analysis.labels import plain
 from nsvq.analysis.runs import Run
 
 PANELS = {
@@ -46,7 +47,8 @@ def curves_figure(curves: pd.DataFrame, measures: Sequence[str] = tuple(PANELS))
         for number, (name, group) in enumerate(groups.items()):
             _band(panel, group, measure, factor, _style(number, name))
         _dress(panel, title, "training step", label)
-        if logarithmic:
+        # Zeros, such as the drift of an encoder that never moved, have no place on a logarithmic axis.
+        if logarithmic and measure in curves and (curves[measure] > 0).any():
             _logarithmic(panel.yaxis)
         elif factor == 100:
             panel.set_ylim(-2, 102)
@@ -93,8 +95,8 @@ def quality_figure(table: pd.DataFrame) -> Figure:
     several = table["K"].nunique() > 1
     for number, ((method, size), group) in enumerate(table.groupby(["method", "K"], sort=False)):
         style = {"color": _color(number), "marker": MARKERS[number % len(MARKERS)], "s": 45, "alpha": 0.8}
-        label = f"{method}, K = {size}" if several else method
-        panels[0].scatter(group["quantization_error"], 100 * group["utilization"], label=label, **style)
+        label = f"{method}, K = {size}" if several else str(method)
+        panels[0].scatter(group["quantization_error"], 100 * group["utilization"], label=plain(label), **style)
         panels[1].scatter(group["psnr"], 100 * group["utilization"], **style)
     _dress(panels[0], "Utilization against error", "quantization error, mean ‖u − c‖² / s²", "codes used / %")
     _logarithmic(panels[0].xaxis)
@@ -119,7 +121,7 @@ def bandwidth_figure(curves: pd.DataFrame) -> Figure:
     measured = curves.dropna(subset=["bandwidth"]) if "bandwidth" in curves else curves.iloc[:0]
     for number, (name, group) in enumerate(_groups(measured).items()):
         _band(panel, group, "bandwidth", 1.0, _style(number, name))
-    _dress(panel, "Kernel bandwidth", "training step", "τ in squared distance")
+    _dress(panel, "Kernel bandwidth", "training step", "τ in squared distance (of code_distance: the multiple)")
     _logarithmic(panel.yaxis)
     _legend(figure, panel)
     return figure
@@ -138,14 +140,17 @@ def stress_figure(table: pd.DataFrame, factor: str = "encoder_lr_factor") -> Fig
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
-    for number, (method, group) in enumerate(table.groupby("method", sort=False)):
+    # What else differs makes lines of their own.
+    others = table["setting"].str.replace(rf"(, )?{factor}=[^,]*", "", regex=True).str.removeprefix(", ")
+    groups = _groups(table.assign(setting=others))
+    for number, (name, group) in enumerate(groups.items()):
         for panel, (column, scale) in zip(
             panels, {"utilization": 100.0, "quantization_error": 1.0, "psnr": 1.0}.items(), strict=True
         ):
             seeds = scale * group.groupby(factor)[column].agg(["mean", "min", "max"])
             reach = [seeds["mean"] - seeds["min"], seeds["max"] - seeds["mean"]]
             style = {"color": _color(number), "marker": MARKERS[number % len(MARKERS)], "capsize": 3}
-            panel.errorbar(seeds.index, seeds["mean"], yerr=reach, label=str(method), **style)
+            panel.errorbar(seeds.index, seeds["mean"], yerr=reach, label=plain(name), **style)
     where = "factor of the encoder's learning rate"
     _dress(panels[0], "Utilization", where, "codes used in validation / %")
     panels[0].set_ylim(-2, 102)
@@ -179,7 +184,12 @@ def _band(panel: Axes, group: pd.DataFrame, measure: str, factor: float, style: 
 
 
 def _style(number: int, label: str) -> dict[str, Any]:
-    return {"color": _color(number), "label": label, "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.6}
+    return {
+        "color": _color(number),
+        "label": plain(label),
+        "linestyle": ("-", "--", ":")[number // 10 % 3],
+        "linewidth": 1.6,
+    }
 
 
 def _color(number: int) -> Any:

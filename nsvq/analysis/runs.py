@@ -3,7 +3,10 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +39,10 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What `environment.json` records; empty if there is none."""
         path = self.folder / "environment.json"
-        record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        with _reading(path):
+            record: dict[str, Any] = dict(json.loads(path.read_text()))
         return record
 
     @cached_property
@@ -58,14 +64,13 @@ class Run:
     def last_counts(self) -> np.ndarray | None:
         """How often each code was used in the last validation pass, int64, shape (K,); None if that is not on disk."""
         files = sorted((self.folder / "curves").glob("counts_val_*.npz"))
-        counts: np.ndarray | None = np.load(files[-1])["counts"] if files else None
-        return counts
+        return read_arrays(files[-1], "counts")["counts"] if files else None
 
     @property
-    def snapshots(self) -> dict[int, Mapping[str, np.ndarray]]:
-        """What `CodebookSnapshots` kept by step: `latents` (n, d), `codes` (k, d) and their `uses` (k,)."""
+    def snapshots(self) -> dict[int, Path]:
+        """The files of `CodebookSnapshots` by step."""
         files = sorted((self.folder / "curves").glob("snapshot_*.npz"))
-        return {int(path.stem.rsplit("_", 1)[1]): np.load(path) for path in files}
+        return {int(path.stem[9:]): path for path in files if path.stem[9:].isdecimal()}
 
     @property
     def name(self) -> str:
@@ -74,7 +79,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The quantizer's class, marked where codes were set from data or dead ones replaced."""
+        """The quantizer's class, marked where codes are set from data or replaced, or the encoder is frozen."""
         return Configuration(self.config).method
 
     @property
@@ -93,11 +98,45 @@ class Run:
         return float(values.iloc[-1]) if len(values) else float("nan")
 
 
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Read arrays of finite numbers.
+
+    Args:
+        path: A `.npz` file.
+        names: The arrays that it must hold.
+
+    Returns:
+        These arrays.
+
+    Raises:
+        ValueError: If the file is damaged or holds others; it names the file.
+    """
+    with _reading(path), np.load(path) as file:
+        arrays = {name: file[name] for name in names}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("values that are not finite")
+    return arrays
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name a file that cannot be read."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is damaged ({' '.join(str(error).split())}): move its run away, or the file"
+        ) from error
+
+
 def _read(path: Path) -> pd.DataFrame:
-    frame: pd.DataFrame = pd.DataFrame()
-    if path.is_file() and path.stat().st_size > 0:
-        frame = pd.read_csv(path)
-    return frame
+    if not path.is_file() or not path.read_text(errors="replace").strip():
+        return pd.DataFrame()
+    with _reading(path):
+        frame: pd.DataFrame = pd.read_csv(path)
+    # Columns without a value have no type that could be calculated with.
+    measured: pd.DataFrame = frame if len(frame) else pd.DataFrame()
+    return measured
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -120,7 +159,8 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         found = [Run(config.parent) for config in sorted(path.rglob("config.yaml"), key=_by_number) if _is_run(config)]
         if not found:
             raise ValueError(f"{path} holds no run: expected a config.yaml that `nsvq fit` wrote, at any depth")
-        runs += [run for run in found if run not in runs]
+        known = {run.folder.resolve() for run in runs}
+        runs += [run for run in found if run.folder.resolve() not in known]
     return runs
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ SHOWN = {
 
 
 class MissingSeedsWarning(UserWarning):
-    """Groups were not run with the same seeds."""
+    """Groups were not run with the same seeds, or not to their end."""
 
 
 def seed_means(table: pd.DataFrame, values: Sequence[str], by: Sequence[str] = ("method", "K")) -> pd.DataFrame:
@@ -33,21 +34,25 @@ def seed_means(table: pd.DataFrame, values: Sequence[str], by: Sequence[str] = (
     Returns:
         One row a group and value: the columns of `by`, `value`, `mean`, `low` and `high` (95 % interval of the mean by
         Student's t over seeds; nan with one seed), `spread` (largest minus smallest), `seeds` (number of runs that
-        measured it) and `missing` (seeds that other groups have). Seeds that are missing are also warned of.
+        measured it) and `missing` (seeds that other groups have, and those that measured nothing). These are also
+        warned of, and runs that ended before others, if the table says at which `step`.
 
     Raises:
         ValueError: If a group has several runs of one seed.
     """
-    every = set(table["seed"])
-    rows, lacking = [], []
+    table = table.assign(seed=[_plain_seed(seed) for seed in table["seed"]])
+    every = {value: set(table["seed"] if table[value].notna().any() else ()) for value in values}
+    rows, warned = [], []
     for key, group in table.groupby(list(by), sort=False, dropna=False):
         name = dict(zip(by, key, strict=True))
         _require_one_run_a_seed(group, name)
-        missing = sorted(every - set(group["seed"]), key=str)
-        if missing:
-            lacking.append(f"{_named(name)} lacks seed {', '.join(map(str, missing))}")
+        lacking: dict[str, list[str]] = {}
         for value in values:
-            numbers = group[value].dropna().to_numpy(dtype=float)
+            measured = group.dropna(subset=[value])
+            numbers = measured[value].to_numpy(dtype=float)
+            missing = ", ".join(map(str, sorted(every[value] - set(measured["seed"]), key=str)))
+            if missing:
+                lacking.setdefault(missing, []).append(value)
             low, high = mean_interval(numbers)
             rows.append(
                 {
@@ -58,11 +63,18 @@ def seed_means(table: pd.DataFrame, values: Sequence[str], by: Sequence[str] = (
                     "high": high,
                     "spread": np.ptp(numbers) if len(numbers) else np.nan,
                     "seeds": len(numbers),
-                    "missing": ", ".join(map(str, missing)),
+                    "missing": missing,
                 }
             )
-    if lacking:
-        warnings.warn("; ".join(lacking), MissingSeedsWarning, stacklevel=2)
+        for missing, some in lacking.items():
+            where = "" if len(some) == sum(map(bool, every.values())) else f" of {', '.join(some)}"
+            warned.append(f"{_named(name)} lacks seed {missing}{where}")
+        steps = zip(group["seed"], group["step"], strict=True) if "step" in group else ()
+        early = [f"seed {seed} at step {step:.0f}" for seed, step in steps if step < table["step"].max()]
+        if early:
+            warned.append(f"{_named(name)} ended early: {', '.join(early)} of {table['step'].max():.0f}")
+    if warned:
+        warnings.warn("; ".join(warned), MissingSeedsWarning, stacklevel=2)
     result: pd.DataFrame = pd.DataFrame(rows)
     return result
 
@@ -134,8 +146,9 @@ def format_means(means: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         for value, mean, high in zip(means["value"], means["mean"], means["high"], strict=True)
     ]
     table = _widen(means.assign(text=texts), by)
-    seeds: pd.Series = means.groupby(list(by), sort=False, dropna=False)["seeds"].max()
-    result: pd.DataFrame = table.assign(seeds=seeds.to_numpy())
+    seeds = means.groupby(list(by), sort=False, dropna=False)["seeds"].agg(["min", "max"])
+    counts = [str(low) if low == high else f"{low}–{high}" for low, high in seeds.itertuples(index=False)]
+    result: pd.DataFrame = table.assign(seeds=counts)
     return result
 
 
@@ -150,6 +163,8 @@ def format_differences(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataF
         One row a group: the mean difference of each value ± half of its interval, and in how many seeds of how many it
         is above 0.
     """
+    if not len(differences):
+        return differences
     columns = (differences[name] for name in ("value", "difference", "high", "positive", "seeds"))
     texts = [
         f"{_with_half_width(value, mean, high - mean, '+')} ({positive}/{seeds})"
@@ -182,6 +197,13 @@ def mean_interval(numbers: np.ndarray) -> tuple[float, float]:
         return float("nan"), float("nan")
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * numbers.std(ddof=1) / len(numbers) ** 0.5
     return float(numbers.mean() - half), float(numbers.mean() + half)
+
+
+def _plain_seed(seed: Any) -> Any:
+    """Undo what a column that lacks a seed does to the others."""
+    if seed is None or seed != seed:
+        return "none"
+    return int(seed) if isinstance(seed, float) and seed.is_integer() else seed
 
 
 def _require_one_run_a_seed(group: pd.DataFrame, name: dict[str, object]) -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nsvq.analysis.configuration import Configured, flat_options
+from nsvq.analysis.configuration import MARKS, Configuration, Configured, flat_options, short_names
 
 # Where a run lies, how it is shown and how far it went.
 IGNORED = ("seed_everything", "runs_dir", "experiment", "version", "ckpt_path", "trainer.logger", "trainer.enable")
 QUANTIZER = "model.quantizer."
 # Told by the method and its K.
 TOLD = ("model.quantizer.class_path", "model.quantizer.codebook_size", "trainer.callbacks")
+TOLD_BY_METHOD = ("EncoderFreeze",)
 
 
 def run_variants(runs: Sequence[Configured]) -> list[str]:
@@ -23,11 +24,13 @@ def run_variants(runs: Sequence[Configured]) -> list[str]:
         of a run has none of them.
     """
     options = [{key: value for key, value in _options(run.config) if key.startswith(QUANTIZER)} for run in runs]
-    names = []
-    for run, own in zip(runs, options, strict=True):
-        others = [other for one, other in zip(runs, options, strict=True) if one.method == run.method]
-        differing = _differing(own, others)
-        names.append(f"{run.method} ({differing})" if differing else run.method)
+    alike: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        alike.setdefault(run.method, []).append(place)
+    names = [run.method for run in runs]
+    for places in alike.values():
+        for place, text in zip(places, _differences([options[place] for place in places]), strict=True):
+            names[place] += f" ({text})" if text else ""
     return names
 
 
@@ -39,25 +42,28 @@ def run_settings(runs: Sequence[Configured]) -> list[str]:
 
     Returns:
         For each run its values of these options, `encoder_lr_factor=5.0, size=64`, without those that are None; empty
-        where all are equal.
+        where all are equal. Of callbacks the options of those that belong to the method count.
     """
     options = [{key: value for key, value in _options(run.config) if not key.startswith(QUANTIZER)} for run in runs]
-    return [_differing(own, options) for own in options]
-
-
-def _differing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-    return ", ".join(f"{key.rsplit('.', 1)[-1]}={own[key]}" for key in keys)
+    return _differences(options)
 
 
 def option(run: Configured, name: str) -> Any:
     """Return an option of a run by its name on the command line, None if it has none of this name."""
-    return dict(_options(run.config, told=())).get(name)
+    return dict(flat_options(run.config)).get(name)
 
 
-def _options(config: Mapping[str, Any], told: Sequence[str] = TOLD) -> Iterator[tuple[str, Any]]:
-    return (
-        (name, value)
-        for name, value in flat_options(config)
-        if value is not None and not name.startswith((*IGNORED, *told))
-    )
+def _differences(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say the options of each run in which not all are equal, by as much of their names as tells these apart."""
+    names = list(dict.fromkeys(name for own in options for name in own))
+    differing = [name for name in names if len({repr(own.get(name)) for own in options}) > 1]
+    shorts = short_names(differing)
+    return [", ".join(f"{shorts[name]}={own[name]}" for name in differing if name in own) for own in options]
+
+
+def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    callbacks = Configuration(config).callbacks
+    own = {name: callbacks[name] for name in MARKS if name in callbacks and name not in TOLD_BY_METHOD}
+    for name, value in (*flat_options(config), *flat_options(own)):
+        if value is not None and not name.startswith((*IGNORED, *TOLD)):
+            yield name, value

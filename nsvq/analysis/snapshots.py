@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from nsvq.analysis.runs import Run
+from nsvq.analysis.labels import plain
+from nsvq.analysis.runs import Run, read_arrays
 
 Snapshot = Mapping[str, np.ndarray]
 LATENTS, DEAD = "#c6d9ee", "0.55"
@@ -41,7 +42,8 @@ def codes_figure(runs: Sequence[Run], labels: Sequence[str], columns: int = 5) -
     for row, snapshots, label in zip(grid, taken, labels, strict=True):
         places = np.unique(np.linspace(0, len(snapshots) - 1, columns).round().astype(int))
         steps = [list(snapshots)[place] for place in places]
-        _draw_row(figure, row, {step: dict(snapshots[step]) for step in steps}, label)
+        shown = {step: read_arrays(snapshots[step], "latents", "codes", "uses") for step in steps}
+        _draw_row(figure, row, shown, label)
     return figure
 
 
@@ -79,7 +81,7 @@ def _draw_row(figure: Figure, panels: Sequence[Axes], snapshots: Mapping[int, Sn
         panel.set_ylim(low[1], high[1])
         panel.set_xticks([])
         panel.set_yticks([])
-    panels[0].set_ylabel(f"{label}\n{shares.sum():.0%} of the variance", fontsize=9)
+    panels[0].set_ylabel(f"{plain(label)}\n{shares.sum():.0%} of the variance", fontsize=9)
     points = [collection for panel in panels[: len(snapshots)] for collection in panel.collections[-1:]]
     figure.colorbar(points[-1], ax=list(panels), label="tokens of the probe", shrink=0.8)
 

@@ -37,7 +37,7 @@ def test_distances_in_a_plane_are_kept_and_movement_is_movement(watched):
     figure = codes_figure([watched("a")], ["a"])
     panels = figure.axes[:3]
     latents = [points(panel)[0] for panel in panels]
-    original = Run(watched("b").folder).snapshots[0]["latents"]
+    original = np.load(watched("b").snapshots[0])["latents"]
     between = np.linalg.norm(original[:, None] - original[None], axis=2)
     assert np.linalg.norm(latents[0][:, None] - latents[0][None], axis=2) == pytest.approx(between, abs=1e-5)
     for before, after in itertools.pairwise(latents):

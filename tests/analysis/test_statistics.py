@@ -21,6 +21,7 @@ from nsvq.analysis import (
     run_variants,
     seed_means,
 )
+from nsvq.analysis.configuration import Configuration
 
 TABLE = pd.DataFrame(
     [
@@ -55,8 +56,8 @@ def test_means_and_differences_are_laid_out_with_half_of_their_interval():
     means = format_means(seed_means(table, ["utilization", "psnr"], ["method", "K", "same"]), ["method", "K", "same"])
     assert list(means.columns) == ["method", "K", "utilization / %", "PSNR / dB", "seeds"]
     half = 100 * stats.t.ppf(0.975, 2) * stats.sem([0.5, 0.75, 1.0])
-    assert means.iloc[0].tolist() == ["a", 16, f"75.0 ± {half:.1f}", "2.50 ± 4.48", 3]
-    assert means.iloc[2].tolist() == ["a", 32, "25.0", "7.00", 1]
+    assert means.iloc[0].tolist() == ["a", 16, f"75.0 ± {half:.1f}", "2.50 ± 4.48", "3"]
+    assert means.iloc[2].tolist() == ["a", 32, "25.0", "7.00", "1"]
     differences = format_differences(paired_differences(table, ["psnr"], "a"), ["method", "K"])
     assert differences.to_numpy().tolist() == [["b", 16, "+1.25 ± 9.53 (2/2)"], ["b", 32, "-1.00 (0/1)"]]
 
@@ -154,3 +155,52 @@ def test_names_tell_variants_and_settings(synthetic_run):
     assert run_settings(runs) == ["encoder_lr_factor=1.0", "encoder_lr_factor=5.0", "encoder_lr_factor=5.0"]
     assert run_variants(runs[1:]) == ["NSVQ", "EMAVQ"]
     assert run_settings(runs[1:]) == ["", ""]
+
+
+def test_a_seed_that_measured_nothing_is_missing_and_a_run_that_ended_early_is_named():
+    table = pd.DataFrame(
+        {
+            "method": ["a"] * 3 + ["b"] * 3,
+            "K": 16,
+            "seed": [0, 1, None] * 2,
+            "step": [200, 40, 200] * 2,
+            "psnr": [20.0, 21.0, np.nan, 20.0, 21.0, 22.0],
+            "ssim": [0.5, 0.5, 0.5, np.nan, 0.5, 0.5],
+        }
+    )
+    with pytest.warns(MissingSeedsWarning) as caught:
+        means = seed_means(table, ["psnr", "ssim"])
+    text = str(caught[0].message)
+    assert "a, K 16 lacks seed none of psnr; a, K 16 ended early: seed 1 at step 40 of 200; " in text
+    assert "b, K 16 lacks seed 0 of ssim" in text
+    assert means["missing"].tolist() == ["none", "", "", "0"]
+    assert format_means(means, ["method", "K"])["seeds"].tolist() == ["2–3", "2–3"]
+
+
+def test_nothing_to_compare_has_no_differences():
+    nothing = paired_differences(TABLE[:1], ["psnr"], "a")
+    assert len(format_differences(nothing, ["method", "K"])) == 0
+
+
+def test_settings_are_named_by_as_much_as_tells_them_apart(synthetic_run):
+    encoder, decoder, both = (
+        Run(synthetic_run(name, options={"encoder": {"lr": a}, "decoder": {"lr": b}}))
+        for name, a, b in (("a", 1, 1), ("b", 2, 1), ("c", 1, 2))
+    )
+    assert run_settings([encoder, decoder]) == ["lr=1", "lr=2"]
+    assert run_settings([encoder, decoder, both]) == [
+        "decoder.lr=1, encoder.lr=1",
+        "decoder.lr=1, encoder.lr=2",
+        "decoder.lr=2, encoder.lr=1",
+    ]
+
+
+def test_options_of_a_callback_of_the_method_are_settings():
+    def configured(every):
+        replacement = {"class_path": "nsvq.callbacks.DeadCodeReplacement", "init_args": {"every_n_steps": every}}
+        quantizer = {"class_path": "VanillaVQ", "init_args": {"codebook_size": 4}}
+        return Configuration(
+            {"trainer": {"callbacks": [replacement]}, "model": {"init_args": {"quantizer": quantizer}}}
+        )
+
+    assert run_settings([configured(10), configured(50)]) == ["every_n_steps=10", "every_n_steps=50"]
