@@ -46,8 +46,8 @@ ablation: .venv/runtime ## the README's ablations with their tables and figures,
 	$(call SWEEP,methods)
 	$(call SWEEP,stress)
 	$(call SWEEP,frozen_encoder)
-	test -f runs/autoencoder/trained/checkpoints/last.ckpt || OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/quickstart.yaml \
-		--config experiments/methods/vanilla_replacement.yaml --experiment autoencoder --version trained
+	OMP_NUM_THREADS=1 $(BIN)/nsvq fit --config experiments/quickstart.yaml --config experiments/methods/vanilla_replacement.yaml \
+		--experiment autoencoder --version trained --ckpt_path last
 	$(call SWEEP,released_encoder)
 	$(MAKE) -j1 $(ABLATIONS:%=results-%)
 
@@ -56,11 +56,14 @@ results-%: .venv/runtime
 	$(BIN)/nsvq report runs/$* -o runs/$*/report.html --parts runs/$*/parts
 	mkdir -p experiments/results/$*
 	cd runs/$*/parts && cp $$(ls $(PARTS) 2>/dev/null) "$(CURDIR)/experiments/results/$*"
+	test -f experiments/results/$*/seeds.md
 	sed -e '/^<!-- $* -->/,/^<!-- end -->/{//!d;}' -e '/^<!-- $* -->/r experiments/results/$*/seeds.md' README.md > runs/README.md
 	mv runs/README.md README.md
 
 celeba64: .venv/runtime ## every method on a folder of CelebA faces, three seeds: make celeba64 FACES=folder
-	mkdir -p data && ln -sfn "$(abspath $(FACES))" data/celeba
+	@test -d "$(FACES)" || { echo "make celeba64 FACES=folder: a folder of aligned CelebA images, got '$(FACES)'"; exit 2; }
+	@test -L data/celeba -o ! -e data/celeba || { echo "data/celeba is there and no link: move it away"; exit 2; }
+	mkdir -p data && ln -sfn "$$(cd "$(FACES)" && pwd)" data/celeba
 	$(call SWEEP,faces)
 	$(BIN)/nsvq report runs/faces -o runs/faces/report.html
 

@@ -130,13 +130,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file() or not path.read_text(errors="replace").strip():
-        return pd.DataFrame()
-    with _reading(path):
-        frame: pd.DataFrame = pd.read_csv(path)
-    # Columns without a value have no type that could be calculated with.
-    measured: pd.DataFrame = frame if len(frame) else pd.DataFrame()
-    return measured
+    frame: pd.DataFrame = pd.DataFrame()
+    if path.is_file() and path.read_text(errors="replace").strip():
+        with _reading(path):
+            content = pd.read_csv(path)
+        # Columns without a value have no type that could be calculated with.
+        frame = content if len(content) else frame
+    return frame
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:

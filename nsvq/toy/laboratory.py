@@ -176,4 +176,4 @@ def names(known: Sequence[str], given: Sequence[str] | None, what: str) -> list[
     unknown = [name for name in given or () if name not in known]
     if unknown:
         raise ValueError(f"unknown {what} {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
-    return list(known if given is None else given)
+    return list(known if given is None else dict.fromkeys(given))

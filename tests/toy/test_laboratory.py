@@ -119,6 +119,7 @@ def test_the_command_writes_tables_a_figure_and_animations(tmp_path, monkeypatch
         (["--methods", "NSVQ"], "unknown method 'NSVQ'; known: VanillaVQ"),
         (["--animate", "fall"], "unknown motion 'fall'"),
         (["--dim=1"], "--dim must be at least 2, got 1"),
+        (["--codes=5000"], "--codes must be at most 4096"),
     ],
 )
 def test_what_there_is_not_is_refused(capsys, words, part):
