@@ -14,7 +14,7 @@ TOLD_BY_METHOD = ("EncoderFreeze",)
 
 
 def run_variants(runs: Sequence[Configured]) -> list[str]:
-    """Name each run's method, with those options of the quantizer in which runs of the method differ.
+    """Name each run's method, with those options of quantizer and method's callbacks in which runs of it differ.
 
     Args:
         runs: The runs.
@@ -23,7 +23,7 @@ def run_variants(runs: Sequence[Configured]) -> list[str]:
         `NSVQ`, or `TransVQ (width=64)` beside one of another width. Options that are None are not named: W&B's record
         of a run has none of them.
     """
-    options = [{key: value for key, value in _options(run.config) if key.startswith(QUANTIZER)} for run in runs]
+    options = [dict(_own_options(run.config)) for run in runs]
     alike: dict[str, list[int]] = {}
     for place, run in enumerate(runs):
         alike.setdefault(run.method, []).append(place)
@@ -42,7 +42,7 @@ def run_settings(runs: Sequence[Configured]) -> list[str]:
 
     Returns:
         For each run its values of these options, `encoder_lr_factor=5.0, size=64`, without those that are None; empty
-        where all are equal. Of callbacks the options of those that belong to the method count.
+        where all are equal. Callbacks do not count.
     """
     options = [{key: value for key, value in _options(run.config) if not key.startswith(QUANTIZER)} for run in runs]
     return _differences(options)
@@ -61,9 +61,15 @@ def _differences(options: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(f"{shorts[name]}={own[name]}" for name in differing if name in own) for own in options]
 
 
-def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _own_options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the options of the quantizer and of the callbacks that belong to the method."""
     callbacks = Configuration(config).callbacks
-    own = {name: callbacks[name] for name in MARKS if name in callbacks and name not in TOLD_BY_METHOD}
-    for name, value in (*flat_options(config), *flat_options(own)):
+    marks = {name: callbacks[name] for name in MARKS if name in callbacks and name not in TOLD_BY_METHOD}
+    yield from (pair for pair in _options(config) if pair[0].startswith(QUANTIZER))
+    yield from (pair for pair in flat_options(marks) if pair[1] is not None)
+
+
+def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in flat_options(config):
         if value is not None and not name.startswith((*IGNORED, *TOLD)):
             yield name, value

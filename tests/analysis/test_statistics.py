@@ -195,7 +195,7 @@ def test_settings_are_named_by_as_much_as_tells_them_apart(synthetic_run):
     ]
 
 
-def test_options_of_a_callback_of_the_method_are_settings():
+def test_options_of_a_callback_of_the_method_are_told_where_they_differ():
     def configured(every):
         replacement = {"class_path": "nsvq.callbacks.DeadCodeReplacement", "init_args": {"every_n_steps": every}}
         quantizer = {"class_path": "VanillaVQ", "init_args": {"codebook_size": 4}}
@@ -203,4 +203,8 @@ def test_options_of_a_callback_of_the_method_are_settings():
             {"trainer": {"callbacks": [replacement]}, "model": {"init_args": {"quantizer": quantizer}}}
         )
 
-    assert run_settings([configured(10), configured(50)]) == ["every_n_steps=10", "every_n_steps=50"]
+    runs = [configured(10), configured(50), Configuration({**configured(10).config, "trainer": {}})]
+    method = "VanillaVQ + replacement"
+    assert run_variants(runs) == [f"{method} (every_n_steps=10)", f"{method} (every_n_steps=50)", "VanillaVQ"]
+    assert run_variants(runs[1:]) == [method, "VanillaVQ"]
+    assert run_settings(runs) == ["", "", ""]
