@@ -11,7 +11,7 @@ TABLES = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", README, re.DOTALL)
 
 
 def test_there_are_tables():
-    assert {name for name, _ in TABLES} == {"methods", "stress", "frozen_encoder", "released_encoder"}
+    assert {name for name, _ in TABLES} == {"methods", "frozen_encoder", "released_encoder"}
 
 
 @pytest.mark.parametrize(("name", "table"), TABLES, ids=[name for name, _ in TABLES])
