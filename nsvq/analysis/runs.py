@@ -69,8 +69,8 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Path]:
         """The files of `CodebookSnapshots` by step."""
-        files = sorted((self.folder / "curves").glob("snapshot_*.npz"))
-        return {int(path.stem[9:]): path for path in files if path.stem[9:].isdecimal()}
+        files = {path.stem.removeprefix("snapshot_"): path for path in (self.folder / "curves").glob("snapshot_*.npz")}
+        return {int(step): files[step] for step in sorted(files) if step.isdecimal()}
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from nsvq.analysis import find_runs, html_report, report_parts, save_report_parts
+from nsvq.callbacks.folder import replacing, writing
 from nsvq.cli.messages import OneLineParser
 
 
@@ -28,8 +29,10 @@ def report(words: list[str]) -> None:
     parts = report_parts(runs, options.reference)
     title = f"{options.output.stem}: {len(runs)} run{'s'[: len(runs) > 1]}"
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(html_report(parts, title), encoding="utf-8")
+    with replacing(options.output) as part:
+        part.write_text(html_report(parts, title), encoding="utf-8")
     print(f"wrote {options.output}")
     if options.parts is not None:
-        for path in save_report_parts(parts, options.parts):
-            print(f"wrote {path}")
+        with writing(options.parts):
+            files = save_report_parts(parts, options.parts)
+        print("\n".join(f"wrote {path}" for path in files))
