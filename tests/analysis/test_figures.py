@@ -188,11 +188,13 @@ def test_labels_are_drawn_as_they_are(synthetic_run, label):
 
 
 def test_text_and_tables_of_the_report_are_escaped(synthetic_run):
-    runs = [Run(synthetic_run(f"<b>{n}|x", options={"root": f"<i>{n}|</i>"})) for n in range(2)]
+    # Other seeds, so that a warning names the settings.
+    runs = [Run(synthetic_run(f"<b>{n}|x", seed=n, options={"root": f"<i>{n}|</i>"})) for n in range(2)]
     page = html_report(report_parts(runs), "t")
     assert "<b>" not in page
     assert "<i>" not in page
-    assert "&lt;i&gt;0|&lt;/i&gt;" in page
+    assert page.count("root=&lt;i&gt;0|&lt;/i&gt;") >= 3
+    assert "Mind: NSVQ, K 16, setting root=&lt;i&gt;0|&lt;/i&gt; lacks seed 1" in page
 
 
 def test_the_report_of_the_program_compares_with_the_reference(synthetic_run, capsys, tmp_path):
